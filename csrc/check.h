@@ -1,0 +1,109 @@
+// What every op.cpp says when an argument is wrong: one sentence that names the op, the argument,
+// what it must be and what came.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cmath>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "simd/types.h"
+
+namespace lanewise {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class... Parts>
+[[noreturn]] inline void fail(const char* op, const Parts&... parts) {
+  std::ostringstream sentence;
+  sentence << "lanewise." << op << ": ";
+  (sentence << ... << parts);
+  throw std::runtime_error(sentence.str());
+}
+
+template <class... Parts>
+inline void require(bool condition, const char* op, const Parts&... parts) {
+  if (!condition) [[unlikely]]
+    fail(op, parts...);
+}
+
+inline std::string shape_of(const Tensor& t) {
+  std::string text = "[";
+  for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : "") + std::to_string(t.size(i));
+  return text + "]";
+}
+
+inline const char* name_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Bool:
+      return "bool";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    default:
+      return "another dtype";
+  }
+}
+
+inline bool is_floating(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half;
+}
+
+inline DType dtype_of(const char* op, const char* arg, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Half:
+      return DType::f16;
+    default:
+      fail(op, arg, " must be float32, bfloat16 or float16, got ", name_of(t.scalar_type()));
+  }
+}
+
+inline void require_cpu(const char* op, const char* arg, const Tensor& t) {
+  require(t.is_cpu(), op, arg, " must be on the CPU like the first argument, got another device");
+}
+
+inline void require_dtype(const char* op, const char* arg, const Tensor& t, ScalarType type) {
+  require(t.scalar_type() == type, op, arg, " must be ", name_of(type), ", got ",
+          name_of(t.scalar_type()));
+}
+
+inline void require_rank(const char* op, const char* arg, const Tensor& t, int64_t rank) {
+  require(t.dim() == rank, op, arg, " must have ", rank, " dimensions, got shape ", shape_of(t));
+}
+
+// The innermost dimension must be contiguous; one of at most one element is, whatever its stride.
+inline void require_unit_stride(const char* op, const char* arg, const Tensor& t) {
+  if (t.dim() == 0 || t.numel() == 0) return;
+  const int64_t last = t.dim() - 1;
+  require(t.size(last) <= 1 || t.stride(last) == 1, op, arg,
+          " must have stride 1 in its last dimension, got stride ", t.stride(last));
+}
+
+inline void require_finite(const char* op, const char* arg, double value) {
+  require(std::isfinite(value), op, arg, " must be finite, got ", value);
+}
+
+inline int thread_count() { return static_cast<int>(torch::stable::get_num_threads()); }
+
+}  // namespace lanewise

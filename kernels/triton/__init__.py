@@ -1,0 +1,1 @@
+"""Triton kernels: the GPU back end."""

@@ -1,0 +1,55 @@
+"""Loads the compiled ops, and registers what each op needs beside its kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lanewise import _host
+
+_host.isa()  # a wrong LANEWISE_ISA is an error of the import, not of the first call
+torch.ops.load_library(str(Path(__file__).parents[1] / "_ops.so"))
+
+ops = torch.ops.lanewise
+
+
+def register_fake(op: str) -> Callable[[Callable], Callable]:
+    """Decorates the function that gives an op's output shapes without computing."""
+    return torch.library.register_fake(f"lanewise::{op}")
+
+
+def register_autograd(op: str, backward: Callable, setup_context: Callable) -> None:
+    """Makes an op differentiable."""
+    torch.library.register_autograd(f"lanewise::{op}", backward, setup_context=setup_context)
+
+
+def register_autocast(op: str, cast: tuple[str, ...]) -> None:
+    """Under autocast, casts the named tensor arguments to the autocast dtype and no others.
+
+    torch.library.register_autocast would cast every floating tensor: masks, scales, tables of
+    angles and float32 statistics too.
+    """
+    overload = getattr(ops, op).default
+    names = [a.name for a in overload._schema.arguments]
+    positions = {names.index(name) for name in cast}
+
+    def to(value: Any, dtype: torch.dtype) -> Any:
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            return value.to(dtype)
+        return value
+
+    for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+
+        def kernel(*args: Any, _device: str = device, _key: str = key, **kwargs: Any) -> Any:
+            dtype = torch.get_autocast_dtype(_device)
+            cast_args = [to(a, dtype) if i in positions else a for i, a in enumerate(args)]
+            cast_kwargs = {k: to(v, dtype) if k in cast else v for k, v in kwargs.items()}
+            with torch._C._ExcludeDispatchKeyGuard(
+                torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _key))
+            ):
+                return overload(*cast_args, **cast_kwargs)
+
+        torch.library.impl(f"lanewise::{op}", key)(kernel)
