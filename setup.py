@@ -48,6 +48,7 @@ COMMON = [
     "-fno-trapping-math",
     "-Wall",
     "-Wno-psabi",
+    "-Wno-maybe-uninitialized",  # g++ 12 says it of its own AVX-512 intrinsics
     "-Wno-unknown-pragmas",
     f"-I{ROOT / 'csrc'}",
     # For sanitizers and other experiments; CFLAGS would reach setuptools' own flags as well.

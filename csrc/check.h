@@ -33,11 +33,14 @@ inline void require(bool condition, const char* op, const Parts&... parts) {
     fail(op, parts...);
 }
 
-inline std::string shape_of(const Tensor& t) {
+template <class Sizes>
+inline std::string shape_text(const Sizes& sizes) {
   std::string text = "[";
-  for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : "") + std::to_string(t.size(i));
+  for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
   return text + "]";
 }
+
+inline std::string shape_of(const Tensor& t) { return shape_text(t.sizes()); }
 
 inline const char* name_of(ScalarType type) {
   switch (type) {

@@ -19,6 +19,9 @@ inline void parallel(int threads, F&& f) {
   f(omp_get_thread_num(), omp_get_num_threads());
 }
 
+// Inside a region a nested one has a single thread, whatever it asks for.
+inline bool in_parallel() { return omp_in_parallel(); }
+
 // Waits for all threads of the innermost parallel region.
 inline void barrier() {
 #pragma omp barrier

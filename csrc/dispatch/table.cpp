@@ -1,7 +1,7 @@
 // One table for the target being compiled.
 #include "dispatch/table.h"
 
-#include "simd/vec.h"
+#include "gemm/tile.h"
 
 namespace lanewise::LANEWISE_TARGET {
 
@@ -12,6 +12,11 @@ extern const Table kTable;
 const Table kTable = {
     .target = LANEWISE_NAME(LANEWISE_TARGET),
     .lanes = kLanes,
+    .panel_width = kTileCols,
+    .gemm = gemm,
+    .pack_panels = pack_panels,
+    .column_sum = column_sum,
+    .activation_backward = activation_backward,
     .rope = rope,
 };
 

@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "activation/kernel.h"
+#include "gemm/kernel.h"
 #include "rope/kernel.h"
 
 namespace lanewise {
@@ -12,6 +14,11 @@ struct Table {
   const char* target;
   int lanes;
 
+  int panel_width;  // columns of a panel of packed weights
+  void (*gemm)(const GemmParams&);
+  void (*pack_panels)(const PackParams&);
+  void (*column_sum)(const ColumnSumParams&);
+  void (*activation_backward)(const ActivationBackwardParams&);
   void (*rope)(const RopeParams&);
 };
 

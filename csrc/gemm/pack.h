@@ -1,5 +1,5 @@
-// Packing: lines of a matrix (rows of A, columns of B) side by side in a panel, k outermost, so that
-// the register tile reads memory in order.
+// Packing: lines of a matrix (rows of A, columns of B) side by side in a panel, k outermost, so
+// that the register tile reads memory in order.
 #pragma once
 
 #include "simd/simd.h"
@@ -37,8 +37,8 @@ LANEWISE_INLINE void convert_row(const S* src, D* dst, int64_t count) {
   }
 }
 
-// Lines that are contiguous in k, transposed into the panel four at a time. 16-bit lines are widened
-// through a strip that stays in L1.
+// Lines that are contiguous in k, transposed into the panel four at a time. 16-bit lines are
+// widened through a strip that stays in L1.
 template <int WIDTH, class S>
 void pack_contiguous_lines(const S* src, int64_t line_stride, int lines, int64_t k, float* panel) {
   constexpr int64_t kStrip = 128;
@@ -79,7 +79,8 @@ void pack_contiguous_lines(const S* src, int64_t line_stride, int lines, int64_t
 template <int WIDTH, class S>
 void pack_panel(const S* src, int64_t line_stride, int64_t k_stride, int lines, int64_t k,
                 float* panel) {
-  if (k_stride == 1 && lines > 1) return pack_contiguous_lines<WIDTH>(src, line_stride, lines, k, panel);
+  if (k_stride == 1 && lines > 1)
+    return pack_contiguous_lines<WIDTH>(src, line_stride, lines, k, panel);
   for (int64_t i = 0; i < k; ++i, src += k_stride, panel += WIDTH) {
     if (line_stride == 1) {
       convert_row(src, panel, lines);

@@ -1,10 +1,10 @@
 // The register tile: ROWS × (kTileVectors · kLanes) outputs held in registers while k runs.
 //
 // Budget, 16 registers (AVX2, SSE2): 6 rows × 2 vectors = 12 accumulators, 2 vectors of B, one
-// broadcast of A, one spare. 32 registers (AVX-512, NEON): 14 × 2 = 28 accumulators and 2 of B; A is
-// broadcast by the FMA's own memory operand (AVX-512) or by lane. Each k costs ROWS · 2 FMAs against
-// ROWS + 2 loads, so the FMA units bind, not the load ports; 12 chains cover the FMA latency (4–5
-// cycles on two units).
+// broadcast of A, one spare. 32 registers (AVX-512, NEON): 14 × 2 = 28 accumulators and 2 of B; A
+// is broadcast by the FMA's own memory operand (AVX-512) or by lane. Each k costs ROWS · 2 FMAs
+// against ROWS + 2 loads, so the FMA units bind, not the load ports; 12 chains cover the FMA
+// latency (4–5 cycles on two units).
 #pragma once
 
 #include "simd/simd.h"
@@ -62,8 +62,8 @@ LANEWISE_INLINE void with_rows(int rows, F&& f) {
   f(Rows<N>{});
 }
 
-// Rows per tile that cut m rows into the fewest tiles of nearly equal height: 16 rows are 8 + 8, not
-// 14 + 2, since a low tile loads as much of B as a high one.
+// Rows per tile that cut m rows into the fewest tiles of nearly equal height: 16 rows are 8 + 8,
+// not 14 + 2, since a low tile loads as much of B as a high one.
 inline int balanced_rows(int64_t m) {
   if (m <= 0) return 1;
   const int64_t tiles = (m + kTileRows - 1) / kTileRows;
