@@ -12,6 +12,7 @@ extern const Table kTable;
 const Table kTable = {
     .target = LANEWISE_NAME(LANEWISE_TARGET),
     .lanes = kLanes,
+    .activation_backward = activation_backward,
     .rope = rope,
 };
 

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "activation/kernel.h"
 #include "rope/kernel.h"
 
 namespace lanewise {
@@ -12,6 +13,7 @@ struct Table {
   const char* target;
   int lanes;
 
+  void (*activation_backward)(const ActivationBackwardParams&);
   void (*rope)(const RopeParams&);
 };
 
