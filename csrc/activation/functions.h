@@ -6,8 +6,18 @@
 
 namespace lanewise::LANEWISE_TARGET {
 
-// Infinite for x below about -88, which the quotients it is used in turn into the limit 0.
-LANEWISE_INLINE f32v sigmoid(f32v x) { return 1.0f / (1.0f + exp(-x)); }
+struct Sigmoid {
+  f32v value;
+  f32v slope;  // its derivative, value · (1 - value)
+};
+
+// By exp(-|x|), which neither overflows nor leaves 1 - value to cancellation.
+LANEWISE_INLINE Sigmoid sigmoid(f32v x) {
+  const f32v e = exp(-abs(x));
+  const f32v upper = 1.0f / (1.0f + e);
+  const f32v lower = e * upper;
+  return {select(x < 0.0f, lower, upper), lower * upper};
+}
 
 // 2·√(2/π)·(z + 0.044715 z³): (1 + tanh(u)) / 2 is the sigmoid of 2u, which unlike the sum keeps
 // its relative accuracy where tanh(u) nears -1.
@@ -38,13 +48,12 @@ LANEWISE_INLINE f32v activation_gradient(f32v z) {
   if constexpr (A == Activation::gelu_tanh) {
     // Beyond ±16 the derivative is 1 or 0 in float32, but z³ would overflow and give ∞ · 0.
     const f32v near = min(broadcast(16.0f), max(broadcast(-16.0f), z));
-    const f32v s = sigmoid(gelu_tanh_argument(near));
-    const f32v slope = 1.59576912f + 0.214064449f * (near * near);
-    return s + near * slope * (s * (1.0f - s));
+    const auto [s, slope] = sigmoid(gelu_tanh_argument(near));
+    return s + near * slope * (1.59576912f + 0.214064449f * (near * near));
   }
   if constexpr (A == Activation::silu) {
-    const f32v s = sigmoid(z);
-    return s + z * (s * (1.0f - s));
+    const auto [s, slope] = sigmoid(z);
+    return s + z * slope;
   }
   if constexpr (A == Activation::tanh) {
     // 1 - tanh² = 4e / (1 + e)² with e = exp(-2|z|): no cancellation at either end.
