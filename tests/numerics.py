@@ -6,6 +6,8 @@ infinity, except that a finite reference may overflow to infinity where its roun
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -107,6 +109,22 @@ def assert_same_bits(a: Tensor, b: Tensor) -> None:
     assert a.dtype == b.dtype and a.shape == b.shape
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     assert torch.equal(a.contiguous().view(bits), b.contiguous().view(bits))
+
+
+def assert_threads_agree(call: Callable[[], Tensor | tuple[Tensor, ...]]) -> None:
+    """The same bits come back on one, two and three threads."""
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            result = call()
+            results.append((result,) if isinstance(result, Tensor) else tuple(result))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert_same_bits(a.detach(), b.detach())
 
 
 def _first(wrong: Tensor, out: Tensor, ref: Tensor) -> str:

@@ -94,7 +94,7 @@ def attention_in(
     """Attention by its formula, every step in `dtype`: float64 specifies, others serve as peers."""
     heads, queries, head_dim = q.shape[1:]
     keys = k.shape[2]
-    group = heads // k.shape[1]
+    group = heads // max(k.shape[1], 1)
     q, k, v = (t.to(dtype) for t in (q, k, v))
     k = k.repeat_interleave(group, dim=1)
     v = v.repeat_interleave(group, dim=1)

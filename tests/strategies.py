@@ -26,6 +26,7 @@ activations = st.sampled_from(("none", "relu", "gelu", "gelu_tanh", "silu", "tan
 extents = st.sampled_from((0, 1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 33, 63, 65, 97, 130))
 positive_extents = extents.filter(bool)
 sequences = st.sampled_from((0, 1, 2, 3, 7, 16, 17, 33, 64, 65, 129, 190))
+short_sequences = st.sampled_from((0, 1, 2, 5, 17, 33))
 head_dims = st.sampled_from((1, 2, 3, 8, 15, 16, 17, 40, 64, 65, 80, 127))
 hidden_sizes = st.sampled_from((0, 1, 2, 3, 7, 8, 16, 17, 31, 64, 100, 255, 384, 1023))
 
@@ -60,14 +61,16 @@ class AttentionShape:
 @st.composite
 def attention_shapes(draw: st.DrawFn) -> AttentionShape:
     group = draw(st.sampled_from((1, 2, 3, 5, 7, 71)))
-    kv_heads = 1 if group == 71 else draw(st.integers(1, 3))
+    many = group == 71  # heads enough: keep the rest small, the float64 reference holds all scores
+    kv_heads = 1 if many else draw(st.integers(1, 3))
+    lengths = short_sequences if many else sequences
     head_dim = draw(head_dims)
     return AttentionShape(
-        batch=draw(st.sampled_from((1, 2, 3, 0))),
+        batch=draw(st.sampled_from((1, 0) if many else (1, 2, 3, 0))),
         heads=group * kv_heads,
         kv_heads=kv_heads,
-        queries=draw(sequences),
-        keys=draw(sequences),
+        queries=draw(lengths),
+        keys=draw(lengths),
         head_dim=head_dim,
         value_dim=draw(st.one_of(st.just(head_dim), head_dims)),
     )
