@@ -106,7 +106,8 @@ def assert_no_worse_than(out: Tensor, ref: Tensor, peer: Tensor) -> None:
 
 def assert_same_bits(a: Tensor, b: Tensor) -> None:
     """Equal to the last bit, the sign of zero and the payload of NaN included."""
-    assert a.dtype == b.dtype and a.shape == b.shape
+    assert a.dtype == b.dtype
+    assert a.shape == b.shape
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     assert torch.equal(a.contiguous().view(bits), b.contiguous().view(bits))
 

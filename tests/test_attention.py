@@ -89,7 +89,9 @@ def check_forward(call: Call) -> None:
     ref_out, ref_lse = call(reference.attention)
     peer_out, peer_lse = call(reference.attention_in, torch.float32)
     q = call.tensors["q"]
-    assert q is not None and out.dtype == q.dtype and lse.dtype == torch.float32
+    assert q is not None
+    assert out.dtype == q.dtype
+    assert lse.dtype == torch.float32
     assert_no_worse_than(out, ref_out, peer_out.to(out.dtype))
     assert_no_worse_than(lse, ref_lse, peer_lse)
 
@@ -101,7 +103,7 @@ def test_forward(data: st.DataObject, shape: AttentionShape, dtype: torch.dtype)
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("queries, keys", [(300, 300), (1, 700), (5, 515), (257, 70)])
+@pytest.mark.parametrize(("queries", "keys"), [(300, 300), (1, 700), (5, 515), (257, 70)])
 def test_forward_past_the_tiles(dtype: torch.dtype, causal: bool, queries: int, keys: int) -> None:
     shape = AttentionShape(1, 6, 2, queries, keys, 64, 64)
     tensors: dict[str, Tensor | None] = {
@@ -113,7 +115,7 @@ def test_forward_past_the_tiles(dtype: torch.dtype, causal: bool, queries: int, 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("head_dim, value_dim", [(512, 512), (1, 512), (511, 1), (256, 192)])
+@pytest.mark.parametrize(("head_dim", "value_dim"), [(512, 512), (1, 512), (511, 1), (256, 192)])
 def test_head_sizes_up_to_the_limit(dtype: torch.dtype, head_dim: int, value_dim: int) -> None:
     shape = AttentionShape(1, 4, 2, 9, 37, head_dim, value_dim)
     tensors: dict[str, Tensor | None] = {
@@ -134,7 +136,8 @@ def test_layouts_give_the_bits_of_contiguous_inputs(layout: str, dtype: torch.dt
     )
     strided = lanewise.attention(q, k, v, bias)
     dense = lanewise.attention(q.contiguous(), k.contiguous(), v.contiguous(), bias.contiguous())
-    assert torch.equal(strided[0], dense[0]) and torch.equal(strided[1], dense[1])
+    assert torch.equal(strided[0], dense[0])
+    assert torch.equal(strided[1], dense[1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -165,14 +168,16 @@ def test_rows_that_may_attend_nothing(dtype: torch.dtype, with_sinks: bool) -> N
     for bias in (mask, torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, -math.inf)):
         out, lse = lanewise.attention(q, k, v, bias, sinks)
         dead = ~mask.any(-1).expand(2, 3, 70)
-        assert (out[dead] == 0).all() and (lse[dead] == -math.inf).all()
+        assert (out[dead] == 0).all()
+        assert (lse[dead] == -math.inf).all()
         check_forward(Call({"q": q, "k": k, "v": v, "bias": bias, "sinks": sinks}))
 
 
 def test_queries_before_the_first_key_attend_nothing() -> None:
     q, k, v = randn((1, 1, 9, 8)), randn((1, 1, 4, 8), seed=1), randn((1, 1, 4, 8), seed=2)
     out, lse = lanewise.attention(q, k, v, causal=True)
-    assert (out[:, :, :5] == 0).all() and (lse[:, :, :5] == -math.inf).all()
+    assert (out[:, :, :5] == 0).all()
+    assert (lse[:, :, :5] == -math.inf).all()
     assert lse[:, :, 5:].isfinite().all()
 
 
@@ -182,9 +187,11 @@ def test_empty(dtype: torch.dtype) -> None:
         q = randn((batch, heads, queries, 8), dtype)
         k, v = randn((batch, heads, keys, 8), dtype), randn((batch, heads, keys, 5), dtype)
         out, lse = lanewise.attention(q, k, v, causal=True)
-        assert out.shape == (batch, heads, queries, 5) and lse.shape == (batch, heads, queries)
+        assert out.shape == (batch, heads, queries, 5)
+        assert lse.shape == (batch, heads, queries)
         if keys == 0:
-            assert (out == 0).all() and (lse == -math.inf).all()
+            assert (out == 0).all()
+            assert (lse == -math.inf).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -216,7 +223,8 @@ def test_nan_survives_a_float_mask_and_softcap(softcap: float) -> None:
     mask = torch.zeros(3, 40)
     mask[:, 20:] = -math.inf
     out, lse = lanewise.attention(q, k, v, mask, softcap=softcap)
-    assert out.isnan().all() and lse.isnan().all()
+    assert out.isnan().all()
+    assert lse.isnan().all()
 
 
 def test_infinite_scores() -> None:
@@ -245,7 +253,7 @@ def test_large_scores_do_not_overflow() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("queries, keys", [(1, 2000), (130, 300)])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 2000), (130, 300)])
 def test_threads_agree(dtype: torch.dtype, queries: int, keys: int) -> None:
     shape = AttentionShape(1, 3, 1, queries, keys, 64, 64)
     q, k, v = (randn(s, dtype, i) for i, s in enumerate((shape.q, shape.k, shape.v)))

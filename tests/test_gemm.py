@@ -166,7 +166,7 @@ LARGE = [(1, 1500, 700), (3, 700, 1100), (6, 513, 300), (17, 2100, 65), (300, 60
 
 @LINEARS
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows, inner, outer", LARGE)
+@pytest.mark.parametrize(("rows", "inner", "outer"), LARGE)
 def test_linear_past_the_blocks(
     op: Op, dtype: torch.dtype, rows: int, inner: int, outer: int
 ) -> None:
@@ -178,7 +178,7 @@ def test_linear_past_the_blocks(
 
 @GATED_LINEARS
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows, inner, outer", LARGE)
+@pytest.mark.parametrize(("rows", "inner", "outer"), LARGE)
 def test_gated_linear_past_the_blocks(
     op: Op, dtype: torch.dtype, rows: int, inner: int, outer: int
 ) -> None:
@@ -230,7 +230,8 @@ def test_nan_and_infinity_stay_in_their_row(op: Op, activation: str, dtype: torc
     ref = reference.linear(x, weight, activation=activation)
     assert torch.equal(out.isnan(), ref.isnan())
     assert torch.equal(out.isinf(), ref.isinf())
-    assert out[[2, 6]].isnan().all() and not out[[0, 1, 3, 5, 7, 8]].isnan().any()
+    assert out[[2, 6]].isnan().all()
+    assert not out[[0, 1, 3, 5, 7, 8]].isnan().any()
 
 
 @LINEARS
@@ -242,7 +243,8 @@ def test_nan_of_every_input_reaches_the_output(op: Op, where: str, activation: s
     x = randn((9, 40))
     out = op(x, **inputs, activation=activation)
     ref = reference.linear(x, **inputs, activation=activation)
-    assert ref.isnan().any() and torch.equal(out.isnan(), ref.isnan())
+    assert ref.isnan().any()
+    assert torch.equal(out.isnan(), ref.isnan())
 
 
 @LINEARS
@@ -268,7 +270,7 @@ def test_activations_over_their_range(op: Op, activation: str, dtype: torch.dtyp
 @pytest.mark.parametrize("rows", [1, 5, 130])
 def test_threads_agree(dtype: torch.dtype, rows: int) -> None:
     x, weight, up = (
-        randn(s, dtype, i) for i, s in enumerate([(rows, 300), (257, 300)] + [(257, 300)])
+        randn(s, dtype, i) for i, s in enumerate([(rows, 300), (257, 300), (257, 300)])
     )
     x.requires_grad_(), weight.requires_grad_()
 
@@ -339,7 +341,9 @@ def check_matmul(a: Tensor, b: Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("m, k, n", [(1, 1500, 700), (300, 600, 500), (5, 2100, 33), (513, 3, 513)])
+@pytest.mark.parametrize(
+    ("m", "k", "n"), [(1, 1500, 700), (300, 600, 500), (5, 2100, 33), (513, 3, 513)]
+)
 @pytest.mark.parametrize("how_a", ["row major", "column major", "strided"])
 @pytest.mark.parametrize("how_b", ["row major", "column major"])
 def test_matmul_past_the_blocks(
@@ -353,7 +357,8 @@ def test_matmul_nan_and_infinity() -> None:
     a, b = randn((7, 20), seed=1), randn((20, 33), seed=2)
     a[1, 3], a[2, 19], b[4, 30] = math.nan, math.inf, math.nan
     out, ref = lanewise.matmul(a, b), reference.matmul(a, b)
-    assert torch.equal(out.isnan(), ref.isnan()) and torch.equal(out.isinf(), ref.isinf())
+    assert torch.equal(out.isnan(), ref.isnan())
+    assert torch.equal(out.isinf(), ref.isinf())
 
 
 def test_zero_times_nan_is_nan() -> None:

@@ -178,7 +178,8 @@ def test_nan_and_infinity_stay_in_their_row(name: str, dtype: torch.dtype, speci
     out = outputs(getattr(lanewise, name)(*inputs))[0]
     ref = outputs(getattr(reference, name)(*inputs))[0]
     assert torch.equal(out.isnan(), ref.isnan())
-    assert out[2].isnan().any() and not out[[0, 1, 3, 4]].isnan().any()
+    assert out[2].isnan().any()
+    assert not out[[0, 1, 3, 4]].isnan().any()
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -187,7 +188,8 @@ def test_nan_of_a_weight_reaches_its_column(name: str) -> None:
         inputs = example(name, (5, 37), torch.float32, "contiguous")
         inputs[index][11] = math.nan
         out = outputs(getattr(lanewise, name)(*inputs))[0]
-        assert out[:, 11].isnan().all() and out.isnan().sum() == 5
+        assert out[:, 11].isnan().all()
+        assert out.isnan().sum() == 5
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -226,7 +228,8 @@ def check_gradients(name: str, inputs: list[Tensor], **options: float) -> None:
     exact = grads(PEERS[name], torch.float64)
     peer = grads(PEERS[name], dtype)
     for i, (a, b, c) in enumerate(zip(ours, exact, peer, strict=True)):
-        assert a.dtype == dtype and a.shape == inputs[i].shape
+        assert a.dtype == dtype
+        assert a.shape == inputs[i].shape
         assert_no_worse_than(a, b, c)
 
 
@@ -279,4 +282,5 @@ def test_empty_gradients(name: str) -> None:
     leaves = [t.requires_grad_() for t in example(name, (0, 8), torch.float32, "contiguous")]
     out = outputs(getattr(lanewise, name)(*leaves))[0]
     for grad, leaf in zip(torch.autograd.grad(out.sum(), leaves), leaves, strict=True):
-        assert grad.shape == leaf.shape and (grad == 0).all()
+        assert grad.shape == leaf.shape
+        assert (grad == 0).all()

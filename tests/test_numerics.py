@@ -101,7 +101,8 @@ def test_layouts_keep_the_shape_and_the_innermost_stride(
     layout: str, shape: tuple[int, ...]
 ) -> None:
     t = randn(shape, torch.bfloat16, seed=3, layout=layout)
-    assert t.shape == shape and t.dtype == torch.bfloat16
+    assert t.shape == shape
+    assert t.dtype == torch.bfloat16
     assert not shape or shape[-1] <= 1 or t.stride(-1) == 1
     if min(shape, default=0) > 1 and len(shape) > 2:
         assert t.is_contiguous() == (layout == "contiguous")

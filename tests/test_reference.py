@@ -94,11 +94,14 @@ def test_dead_rows_are_zero_and_stay_out_of_gradients() -> None:
     q, k, v = (rand(1, 1, 3, 4).requires_grad_() for _ in range(3))
     mask = torch.tensor([[True, True, False], [False, False, False], [True, False, True]])
     out, lse = reference.attention(q, k, v, mask)
-    assert (out[0, 0, 1] == 0).all() and lse[0, 0, 1] == -math.inf
+    assert (out[0, 0, 1] == 0).all()
+    assert lse[0, 0, 1] == -math.inf
     out.sum().backward()
     for t in (q, k, v):
-        assert t.grad is not None and t.grad.isfinite().all()
-    assert q.grad is not None and (q.grad[0, 0, 1] == 0).all()
+        assert t.grad is not None
+        assert t.grad.isfinite().all()
+    assert q.grad is not None
+    assert (q.grad[0, 0, 1] == 0).all()
 
 
 def test_attention_gradients() -> None:

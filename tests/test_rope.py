@@ -31,7 +31,8 @@ def check(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -
     other = reference.rope(x.abs(), cos.abs(), sin.abs(), interleaved=interleaved)
     size = torch.maximum(swapped.abs(), other.abs())  # |a||cos| + |b||sin| of each pair
     rotated = 2 * cos.shape[-1]
-    assert out.dtype == x.dtype and out.shape == x.shape
+    assert out.dtype == x.dtype
+    assert out.shape == x.shape
     assert_matmul_close(out[..., :rotated], ref[..., :rotated], size[..., :rotated], 2)
     assert_same_bits(out[..., rotated:], x[..., rotated:])
 
@@ -102,14 +103,16 @@ def test_nan_and_infinity_stay_in_their_pair(
     cos, sin = angles((3, 8))
     out = lanewise.rope(x, cos, sin, interleaved=interleaved)
     ref = reference.rope(x, cos, sin, interleaved=interleaved)
-    assert torch.equal(out.isfinite(), ref.isfinite()) and torch.equal(out.isnan(), ref.isnan())
+    assert torch.equal(out.isfinite(), ref.isfinite())
+    assert torch.equal(out.isnan(), ref.isnan())
 
 
 def test_the_input_is_left_alone() -> None:
     x = randn((1, 2, 3, 16))
     before = x.clone()
     out = lanewise.rope(x, *angles((3, 8)))
-    assert torch.equal(x, before) and out.data_ptr() != x.data_ptr()
+    assert torch.equal(x, before)
+    assert out.data_ptr() != x.data_ptr()
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
