@@ -149,7 +149,8 @@ def test_broadcast_bias_gives_the_bits_of_a_whole_one(dtype: torch.dtype) -> Non
         for b in (bias, bias > 0):
             out = lanewise.attention(q, k, v, b)
             whole = lanewise.attention(q, k, v, b.expand(shape.scores).contiguous())
-            assert torch.equal(out[0], whole[0]) and torch.equal(out[1], whole[1]), size
+            for a, c in zip(out, whole, strict=True):
+                assert torch.equal(a, c), size
 
 
 def test_causal_aligns_the_last_query_with_the_last_key() -> None:
@@ -228,7 +229,7 @@ def test_nan_survives_a_float_mask_and_softcap(softcap: float) -> None:
 
 
 def test_infinite_scores() -> None:
-    """One logit of +inf makes NaN (inf - inf), as in torch.softmax; one of -inf is no key at all."""
+    """A logit of +inf makes NaN (inf - inf), as in torch.softmax; one of -inf is no key at all."""
     q, k, v = randn((1, 1, 2, 4)), randn((1, 1, 30, 4), seed=1), randn((1, 1, 30, 4), seed=2)
     for value in (math.inf, -math.inf):
         bias = torch.zeros(2, 30)
