@@ -75,6 +75,25 @@ def sample(op: str, dtype: torch.dtype = torch.float32) -> Arguments:
     return arguments
 
 
+def backward_sample(op: str) -> Arguments:
+    """A valid call of a gradient op, which autograd makes and anybody may."""
+    forward = sample(op.removesuffix("_backward"))
+    x_grad = randn((2, 3, 8), seed=1)
+    if op == "attention_backward":
+        out, lse = call("attention", forward)
+        grads = {"grad_out": torch.ones_like(out), "grad_lse": torch.ones_like(lse)}
+        return {**grads, **forward, "out": out, "lse": lse, "needs_bias": True, "needs_sinks": True}
+    if op == "rope_backward":
+        return {"grad": forward.pop("x"), **forward, "interleaved": False}
+    if op.endswith("norm_backward"):
+        forward.pop("bias", None)
+        options = {"eps": 1e-5} | ({"weight_offset": 0.0} if "rms" in op else {})
+        return {"grad": x_grad, "grad_sum": x_grad, **forward, "residual": x_grad, **options}
+    forward.pop("residual", None)
+    needs = {"needs_x": True, "needs_weight": True, "needs_bias": True}
+    return {"grad": randn((2, 3, 5)), **forward, "activation": "silu", **needs}
+
+
 def call(op: str, arguments: Arguments) -> tuple[torch.Tensor, ...]:
     """The op's outputs, through torch.ops."""
     out = getattr(torch.ops.lanewise, op)(**arguments)

@@ -16,7 +16,7 @@ import lanewise
 import pytest
 import torch
 from lanewise import _host
-from samples import PUBLIC, Arguments, sample
+from samples import PUBLIC, Arguments, backward_sample, call, sample
 from strategies import randn
 from torch import Tensor
 
@@ -279,6 +279,35 @@ def test_tensors_on_two_devices(op: str) -> None:
         assert message.startswith(f"lanewise.{op}: "), message
         assert "meta" in message
         assert "\n" not in message
+
+
+# --- gradient ops: torch.ops lets anybody call them ----------------------------------------------
+
+BACKWARD = tuple(
+    f"{op}_backward"
+    for op in ("attention", "linear", "gated_linear", "rms_norm", "layer_norm", "rope")
+)
+SPOILS: dict[str, Callable[[Tensor], Tensor]] = {
+    "float64": Tensor.double,
+    "rank": lambda t: t[None, None, None],
+    "first": lambda t: torch.cat([t, t]),
+    "last": lambda t: torch.cat([t, t], -1),
+    "none": lambda t: t[..., :0],
+}
+# A rotation's gradient may have any batch size, and any size of its part that is not rotated.
+RIGHT = (("rope_backward", "grad", "first"), ("rope_backward", "grad", "last"))
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+@pytest.mark.parametrize("op", BACKWARD)
+def test_bad_argument_of_a_gradient_op(op: str, spoil: str) -> None:
+    arguments = backward_sample(op)
+    call(op, arguments)
+    for name, value in arguments.items():
+        if isinstance(value, Tensor) and (op, name, spoil) not in RIGHT:
+            message = message_of(op, {**arguments, name: SPOILS[spoil](value)})
+            assert re.match(rf"lanewise\.{op}: ", message), (name, message)
+            assert "\n" not in message
 
 
 # --- packed buffers are untrusted ----------------------------------------------------------------
