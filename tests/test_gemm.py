@@ -99,6 +99,25 @@ LINEARS = pytest.mark.parametrize("op", [lanewise.linear, linear_packed])
 GATED_LINEARS = pytest.mark.parametrize("op", [lanewise.gated_linear, gated_linear_packed])
 
 
+def any_strides(t: Tensor, how: str) -> Tensor:
+    """The same values with the last two dimensions swapped in memory, or every other element."""
+    if how == "column major" and t.dim() > 1:
+        return t.mT.contiguous().mT
+    if how == "strided":
+        return t.repeat_interleave(2, dim=-1)[..., ::2]
+    return t
+
+
+inner_strides = st.sampled_from(("row major", "column major", "strided"))
+
+
+@st.composite
+def biases(draw: st.DrawFn, size: int, dtype: torch.dtype) -> Tensor | None:
+    """None, or of the activations' dtype or float32."""
+    kind = draw(st.sampled_from((None, dtype, torch.float32)))
+    return None if kind is None else randn((size,), kind, draw(seeds))
+
+
 # --- linear and gated_linear ---------------------------------------------------------------------
 
 
@@ -123,10 +142,12 @@ def test_linear(
     def tensor(*shape: int, scale: float = 1.0) -> Tensor:
         return randn(shape, dtype, data.draw(seeds), data.draw(layouts), scale)
 
+    def matrix(*shape: int, scale: float = 1.0) -> Tensor:
+        return any_strides(tensor(*shape, scale=scale), data.draw(inner_strides))
+
     rows = (*batch, data.draw(extents)) if data.draw(st.booleans()) else batch
-    x = tensor(*rows, inner)
-    weight = tensor(outer, inner, scale=0.5)
-    bias = tensor(outer) if data.draw(st.booleans()) else None
+    x, weight = matrix(*rows, inner), matrix(outer, inner, scale=0.5)
+    bias = data.draw(biases(outer, dtype))
     residual = tensor(*rows, outer) if data.draw(st.booleans()) else None
     out = op(x, weight, bias, residual, activation=activation)
     check_linear(out, x, weight, bias, residual, activation)
@@ -150,14 +171,15 @@ def test_gated_linear(
     dtype: torch.dtype,
     activation: str,
 ) -> None:
-    def tensor(*shape: int, scale: float = 1.0) -> Tensor:
-        return randn(shape, dtype, data.draw(seeds), data.draw(layouts), scale)
+    def matrix(*shape: int, scale: float = 1.0) -> Tensor:
+        t = randn(shape, dtype, data.draw(seeds), data.draw(layouts), scale)
+        return any_strides(t, data.draw(inner_strides))
 
-    x = tensor(*batch, data.draw(extents), inner)
-    gate, up = tensor(outer, inner, scale=0.5), tensor(outer, inner, scale=0.5)
-    biases = [tensor(outer) if data.draw(st.booleans()) else None for _ in range(2)]
-    out = op(x, gate, up, *biases, activation=activation)
-    check_gated(out, x, gate, up, *biases, activation=activation)
+    x = matrix(*batch, data.draw(extents), inner)
+    gate, up = matrix(outer, inner, scale=0.5), matrix(outer, inner, scale=0.5)
+    gate_bias, up_bias = data.draw(biases(outer, dtype)), data.draw(biases(outer, dtype))
+    out = op(x, gate, up, gate_bias, up_bias, activation=activation)
+    check_gated(out, x, gate, up, gate_bias, up_bias, activation=activation)
 
 
 # Past every cache block, and the skinny shapes that take other paths.
@@ -304,18 +326,6 @@ def test_a_packed_weight_survives_copies(dtype: torch.dtype) -> None:
 
 
 # --- matmul --------------------------------------------------------------------------------------
-
-
-def any_strides(t: Tensor, how: str) -> Tensor:
-    """The same values with the last two dimensions swapped in memory, or every other element."""
-    if how == "column major":
-        return t.mT.contiguous().mT
-    if how == "strided":
-        return t.repeat_interleave(2, dim=-1)[..., ::2]
-    return t
-
-
-inner_strides = st.sampled_from(("row major", "column major", "strided"))
 
 
 @given(data=st.data(), m=extents, n=extents, k=extents, dtype=dtypes)

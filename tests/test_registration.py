@@ -317,6 +317,17 @@ def test_a_packed_op_refuses_to_run_backward(op: str) -> None:
         out.sum().backward()
 
 
+@pytest.mark.parametrize("op", [op for op in DIFFERENTIABLE if op != "matmul"])
+def test_a_second_derivative_is_refused(op: str) -> None:
+    """Torch's own fallback would warn and go on with wrong numbers."""
+    arguments = with_gradients(sample(op), *CONSTANTS)
+    leaf = next(iter(arguments.values()))
+    out = call(op, arguments)[0].square().sum()
+    (grad,) = torch.autograd.grad(out, leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"lanewise\.\w+_backward .*gradient"):
+        grad.sum().backward()
+
+
 def test_slopes_are_constants_and_say_so() -> None:
     arguments = sample("attention")
     arguments["alibi_slopes"].requires_grad_()

@@ -52,6 +52,15 @@ def register_autograd(op: str, backward: Callable, setup_context: Callable) -> N
     torch.library.register_autograd(f"lanewise::{op}", backward, setup_context=setup_context)
 
 
+def register_no_gradient(op: str) -> None:
+    """Makes backward through an op an error; torch would warn and go on with wrong numbers."""
+
+    def backward(ctx: Any, *grads: torch.Tensor) -> None:
+        raise RuntimeError(f"lanewise.{op} has no gradient: its inputs must not require one")
+
+    torch.library.register_autograd(f"lanewise::{op}", backward)
+
+
 def register_autocast(op: str, cast: tuple[str, ...]) -> None:
     """Under autocast, casts the named tensor arguments to the autocast dtype and no others.
 
