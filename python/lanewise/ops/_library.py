@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,47 @@ ops = torch.ops.lanewise
 
 
 def register_fake(op: str) -> Callable[[Callable], Callable]:
-    """Decorates the function that gives an op's output shapes without computing."""
-    return torch.library.register_fake(f"lanewise::{op}")
+    """Decorates the function that gives an op's output shapes without computing.
+
+    The fake also runs where any argument is a meta tensor; beside tensors with data that is a
+    mistake, which it would answer with memory that nobody wrote.
+    """
+    names = [a.name for a in getattr(ops, op).default._schema.arguments]
+
+    def register(fake: Callable) -> Callable:
+        @functools.wraps(fake)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            require_one_device(op, {**dict(zip(names, args, strict=False)), **kwargs})
+            return fake(*args, **kwargs)
+
+        return torch.library.register_fake(f"lanewise::{op}", checked)
+
+    return register
+
+
+def require_one_device(op: str, arguments: dict[str, Any]) -> None:
+    tensors = {name: t for name, t in arguments.items() if isinstance(t, torch.Tensor)}
+    first = next(iter(tensors))
+    for name, t in tensors.items():
+        if t.device != tensors[first].device:
+            raise RuntimeError(
+                f"lanewise.{op}: {name} must be on {tensors[first].device} like {first}, "
+                f"got {t.device}"
+            )
 
 
 def register_autograd(op: str, backward: Callable, setup_context: Callable) -> None:
     """Makes an op differentiable."""
     torch.library.register_autograd(f"lanewise::{op}", backward, setup_context=setup_context)
+
+
+def register_no_gradient(op: str) -> None:
+    """Makes backward through an op an error; torch would warn and go on with wrong numbers."""
+
+    def backward(ctx: Any, *grads: torch.Tensor) -> None:
+        raise RuntimeError(f"lanewise.{op} has no gradient: its inputs must not require one")
+
+    torch.library.register_autograd(f"lanewise::{op}", backward)
 
 
 def register_autocast(op: str, cast: tuple[str, ...]) -> None:

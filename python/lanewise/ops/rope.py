@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lanewise.ops._library import ops, register_autograd, register_fake
+from lanewise.ops._library import ops, register_autograd, register_fake, register_no_gradient
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
@@ -52,3 +52,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
 
 
 register_autograd("rope", _backward, _setup_context)
+register_no_gradient("rope_backward")

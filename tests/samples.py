@@ -1,0 +1,100 @@
+"""One small, valid call of every op, by argument name: where registration and error tests start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lanewise
+import torch
+from strategies import randn
+
+Arguments = dict[str, Any]
+
+PUBLIC = (
+    "attention",
+    "matmul",
+    "linear",
+    "gated_linear",
+    "pack_weight",
+    "linear_packed",
+    "gated_linear_packed",
+    "rms_norm",
+    "layer_norm",
+    "add_rms_norm",
+    "add_layer_norm",
+    "rope",
+)
+DIFFERENTIABLE = tuple(op for op in PUBLIC if "pack" not in op)
+
+
+def sample(op: str, dtype: torch.dtype = torch.float32) -> Arguments:
+    """The tensors of a valid call of the named public op; optional ones included."""
+
+    def t(*shape: int) -> torch.Tensor:
+        return randn(shape, dtype, seed=sum(shape))
+
+    if op == "attention":
+        return {
+            "q": t(2, 6, 5, 8),
+            "k": t(2, 2, 7, 8),
+            "v": t(2, 2, 7, 4),
+            "bias": t(2, 1, 5, 7),
+            "sinks": t(6),
+            "alibi_slopes": torch.rand(6),
+        }
+    if op == "matmul":
+        return {"a": t(2, 3, 8), "b": t(2, 8, 5)}
+    if op == "linear":
+        return {"x": t(2, 3, 8), "weight": t(5, 8), "bias": t(5), "residual": t(2, 3, 5)}
+    if op == "gated_linear":
+        return {
+            "x": t(2, 3, 8),
+            "gate": t(5, 8),
+            "up": t(5, 8) * 0.5,
+            "gate_bias": t(5),
+            "up_bias": t(5),
+        }
+    if op == "pack_weight":
+        return {"weight": t(5, 8)}
+    if op in ("linear_packed", "gated_linear_packed"):
+        arguments = sample(op.removesuffix("_packed"), dtype)
+        for name in ("weight", "gate", "up"):
+            if name in arguments:
+                arguments[name] = lanewise.pack_weight(arguments[name])
+        return arguments
+    if op in ("rms_norm", "add_rms_norm"):
+        arguments = {"x": t(2, 3, 8), "residual": t(2, 3, 8), "weight": t(8)}
+    elif op in ("layer_norm", "add_layer_norm"):
+        arguments = {"x": t(2, 3, 8), "residual": t(2, 3, 8), "weight": t(8), "bias": t(8)}
+    elif op == "rope":
+        arguments = {"x": t(2, 3, 4, 8), "cos": randn((4, 3)).cos(), "sin": randn((4, 3)).sin()}
+    else:
+        raise KeyError(op)
+    if not op.startswith("add_"):
+        arguments.pop("residual", None)
+    return arguments
+
+
+def backward_sample(op: str) -> Arguments:
+    """A valid call of a gradient op, which autograd makes and anybody may."""
+    forward = sample(op.removesuffix("_backward"))
+    x_grad = randn((2, 3, 8), seed=1)
+    if op == "attention_backward":
+        out, lse = call("attention", forward)
+        grads = {"grad_out": torch.ones_like(out), "grad_lse": torch.ones_like(lse)}
+        return {**grads, **forward, "out": out, "lse": lse, "needs_bias": True, "needs_sinks": True}
+    if op == "rope_backward":
+        return {"grad": forward.pop("x"), **forward, "interleaved": False}
+    if op.endswith("norm_backward"):
+        forward.pop("bias", None)
+        options = {"eps": 1e-5} | ({"weight_offset": 0.0} if "rms" in op else {})
+        return {"grad": x_grad, "grad_sum": x_grad, **forward, "residual": x_grad, **options}
+    forward.pop("residual", None)
+    needs = {"needs_x": True, "needs_weight": True, "needs_bias": True}
+    return {"grad": randn((2, 3, 5)), **forward, "activation": "silu", **needs}
+
+
+def call(op: str, arguments: Arguments) -> tuple[torch.Tensor, ...]:
+    """The op's outputs, through torch.ops."""
+    out = getattr(torch.ops.lanewise, op)(**arguments)
+    return (out,) if isinstance(out, torch.Tensor) else tuple(out)

@@ -1,0 +1,433 @@
+"""lanewise.attention against its float64 reference: every option, dtype, layout and odd shape."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import lanewise
+import pytest
+import reference
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from numerics import assert_no_worse_than, assert_threads_agree
+from strategies import (
+    DTYPES,
+    LAYOUTS,
+    AttentionShape,
+    attention_shapes,
+    broadcast_to,
+    dtypes,
+    layouts,
+    outer_broadcast_to,
+    randn,
+    seeds,
+)
+from torch import Tensor
+
+
+@dataclass
+class Call:
+    """One drawn call: the tensors by name and the scalar options."""
+
+    tensors: dict[str, Tensor | None]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, op: Any, *first: Any, **tensors: Tensor | None) -> tuple[Tensor, Tensor]:
+        return op(*first, **{**self.tensors, **tensors}, **self.options)
+
+
+@st.composite
+def biases(draw: st.DrawFn, shape: AttentionShape, dtype: torch.dtype) -> Tensor | None:
+    kind = draw(st.sampled_from(("none", "bool", "float", "float with -inf")))
+    if kind == "none":
+        return None
+    # Any dimension may broadcast; one kept whole as the last has stride 1.
+    size = draw(st.one_of(broadcast_to(shape.scores), outer_broadcast_to(shape.scores)))
+    values = randn(size, draw(st.sampled_from((dtype, torch.float32))), draw(seeds), draw(layouts))
+    if kind == "bool":
+        return values > draw(st.sampled_from((-0.5, 1.0)))
+    return values.masked_fill(values > 1.0, -math.inf) if "inf" in kind else values
+
+
+@st.composite
+def calls(draw: st.DrawFn, shape: AttentionShape, dtype: torch.dtype) -> Call:
+    """Attention over `shape` with every option on or off independently."""
+    spread = draw(st.sampled_from((1.0, 4.0)))
+
+    def tensor(size: tuple[int, ...], scale: float = 1.0) -> Tensor:
+        return randn(size, dtype, draw(seeds), draw(layouts), scale)
+
+    windows = st.sampled_from((-1, 0, 1, 5, 40, 1000))
+    slopes_shape = draw(st.sampled_from(((shape.heads,), (shape.batch, shape.heads))))
+    slopes = randn(slopes_shape, torch.float32, draw(seeds)).abs()
+    return Call(
+        {
+            "q": tensor(shape.q, spread),
+            "k": tensor(shape.k),
+            "v": tensor(shape.v),
+            "bias": draw(biases(shape, dtype)),
+            "sinks": tensor((shape.heads,)) if draw(st.booleans()) else None,
+            "alibi_slopes": slopes if draw(st.booleans()) else None,
+        },
+        {
+            "causal": draw(st.booleans()),
+            "window_left": draw(windows),
+            "window_right": draw(windows),
+            "softcap": draw(st.sampled_from((0.0, 1.5, 30.0))),
+            "scale": draw(st.sampled_from((None, 0.0, 0.3, -0.2))),
+        },
+    )
+
+
+def check_forward(call: Call) -> None:
+    """No worse than plain torch in float32, rounded once: torch's own op cannot do better."""
+    out, lse = call(lanewise.attention)
+    ref_out, ref_lse = call(reference.attention)
+    peer_out, peer_lse = call(reference.attention_in, torch.float32)
+    q = call.tensors["q"]
+    assert q is not None
+    assert out.dtype == q.dtype
+    assert lse.dtype == torch.float32
+    assert_no_worse_than(out, ref_out, peer_out.to(out.dtype))
+    assert_no_worse_than(lse, ref_lse, peer_lse)
+
+
+@given(data=st.data(), shape=attention_shapes(), dtype=dtypes)
+def test_forward(data: st.DataObject, shape: AttentionShape, dtype: torch.dtype) -> None:
+    check_forward(data.draw(calls(shape, dtype)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("queries", "keys"), [(300, 300), (1, 700), (5, 515), (257, 70)])
+def test_forward_past_the_tiles(dtype: torch.dtype, causal: bool, queries: int, keys: int) -> None:
+    shape = AttentionShape(1, 6, 2, queries, keys, 64, 64)
+    tensors: dict[str, Tensor | None] = {
+        "q": randn(shape.q, dtype, 1, scale=3.0),
+        "k": randn(shape.k, dtype, 2),
+        "v": randn(shape.v, dtype, 3),
+    }
+    check_forward(Call(tensors, {"causal": causal}))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("head_dim", "value_dim"), [(512, 512), (1, 512), (511, 1), (256, 192)])
+def test_head_sizes_up_to_the_limit(dtype: torch.dtype, head_dim: int, value_dim: int) -> None:
+    shape = AttentionShape(1, 4, 2, 9, 37, head_dim, value_dim)
+    tensors: dict[str, Tensor | None] = {
+        "q": randn(shape.q, dtype, 1),
+        "k": randn(shape.k, dtype, 2),
+        "v": randn(shape.v, dtype, 3),
+    }
+    check_forward(Call(tensors))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layouts_give_the_bits_of_contiguous_inputs(layout: str, dtype: torch.dtype) -> None:
+    shape = AttentionShape(2, 6, 2, 33, 47, 40, 24)
+    q, k, v, bias = (
+        randn(size, dtype, seed, layout)
+        for seed, size in enumerate((shape.q, shape.k, shape.v, shape.scores))
+    )
+    strided = lanewise.attention(q, k, v, bias)
+    dense = lanewise.attention(q.contiguous(), k.contiguous(), v.contiguous(), bias.contiguous())
+    assert torch.equal(strided[0], dense[0])
+    assert torch.equal(strided[1], dense[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_broadcast_bias_gives_the_bits_of_a_whole_one(dtype: torch.dtype) -> None:
+    shape = AttentionShape(2, 4, 2, 9, 21, 16, 16)
+    q, k, v = (randn(size, dtype, i) for i, size in enumerate((shape.q, shape.k, shape.v)))
+    for size in [(), (1,), (21,), (9, 21), (9, 1), (4, 1, 21), (2, 1, 1, 21), (1, 4, 9, 1)]:
+        bias = randn(size, dtype, 7)
+        for b in (bias, bias > 0):
+            out = lanewise.attention(q, k, v, b)
+            whole = lanewise.attention(q, k, v, b.expand(shape.scores).contiguous())
+            for a, c in zip(out, whole, strict=True):
+                assert torch.equal(a, c), size
+
+
+def test_causal_aligns_the_last_query_with_the_last_key() -> None:
+    q, k, v = randn((1, 2, 1, 16)), randn((1, 2, 50, 16), seed=1), randn((1, 2, 50, 16), seed=2)
+    assert torch.equal(lanewise.attention(q, k, v, causal=True)[0], lanewise.attention(q, k, v)[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("with_sinks", [False, True])
+def test_rows_that_may_attend_nothing(dtype: torch.dtype, with_sinks: bool) -> None:
+    q, k, v = (randn((2, 3, 70, 16), dtype, seed) for seed in range(3))
+    sinks = randn((3,), dtype, 4) if with_sinks else None
+    mask = torch.ones(2, 1, 70, 70, dtype=torch.bool)
+    mask[0, 0, [0, 33, 69]] = False
+    mask[1] = False
+    for bias in (mask, torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, -math.inf)):
+        out, lse = lanewise.attention(q, k, v, bias, sinks)
+        dead = ~mask.any(-1).expand(2, 3, 70)
+        assert (out[dead] == 0).all()
+        assert (lse[dead] == -math.inf).all()
+        check_forward(Call({"q": q, "k": k, "v": v, "bias": bias, "sinks": sinks}))
+
+
+def test_queries_before_the_first_key_attend_nothing() -> None:
+    q, k, v = randn((1, 1, 9, 8)), randn((1, 1, 4, 8), seed=1), randn((1, 1, 4, 8), seed=2)
+    out, lse = lanewise.attention(q, k, v, causal=True)
+    assert (out[:, :, :5] == 0).all()
+    assert (lse[:, :, :5] == -math.inf).all()
+    assert lse[:, :, 5:].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_empty(dtype: torch.dtype) -> None:
+    for batch, queries, keys, heads in [(0, 3, 4, 2), (1, 0, 4, 2), (1, 3, 0, 2), (1, 3, 4, 0)]:
+        q = randn((batch, heads, queries, 8), dtype)
+        k, v = randn((batch, heads, keys, 8), dtype), randn((batch, heads, keys, 5), dtype)
+        out, lse = lanewise.attention(q, k, v, causal=True)
+        assert out.shape == (batch, heads, queries, 5)
+        assert lse.shape == (batch, heads, queries)
+        if keys == 0:
+            assert (out == 0).all()
+            assert (lse == -math.inf).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("victim", ["q", "k", "v", "bias", "sinks", "alibi_slopes"])
+@pytest.mark.parametrize("keys", [1, 19, 300])
+def test_nan_in_gives_nan_out(dtype: torch.dtype, victim: str, keys: int) -> None:
+    tensors: dict[str, Tensor | None] = {
+        "q": randn((1, 2, 21, 16), dtype, 1),
+        "k": randn((1, 2, keys, 16), dtype, 2),
+        "v": randn((1, 2, keys, 16), dtype, 3),
+        "bias": randn((21, keys), dtype, 4),
+        "sinks": randn((2,), dtype, 5),
+        "alibi_slopes": randn((2,), torch.float32, 6).abs(),
+    }
+    poisoned = tensors[victim]
+    assert poisoned is not None
+    poisoned.view(-1)[poisoned.numel() // 2] = math.nan
+    ref = reference.attention(**tensors)
+    assert ref[0].isnan().any()
+    out, lse = lanewise.attention(**tensors)
+    assert torch.equal(out.isnan(), ref[0].isnan())
+    assert torch.equal(lse.isnan(), ref[1].isnan())
+
+
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+def test_nan_survives_a_float_mask_and_softcap(softcap: float) -> None:
+    q, k, v = randn((1, 1, 3, 8)), randn((1, 1, 40, 8), seed=1), randn((1, 1, 40, 8), seed=2)
+    k[0, 0, 7, 0] = math.nan
+    mask = torch.zeros(3, 40)
+    mask[:, 20:] = -math.inf
+    out, lse = lanewise.attention(q, k, v, mask, softcap=softcap)
+    assert out.isnan().all()
+    assert lse.isnan().all()
+
+
+def test_infinite_scores() -> None:
+    """A logit of +inf makes NaN (inf - inf), as in torch.softmax; one of -inf is no key at all."""
+    q, k, v = randn((1, 1, 2, 4)), randn((1, 1, 30, 4), seed=1), randn((1, 1, 30, 4), seed=2)
+    for value in (math.inf, -math.inf):
+        bias = torch.zeros(2, 30)
+        bias[1, 11] = value
+        call = Call({"q": q, "k": k, "v": v, "bias": bias})
+        assert call(lanewise.attention)[0][0, 0, 1].isnan().all() == (value > 0)
+        check_forward(call)
+
+
+def test_infinite_values() -> None:
+    q, k, v = randn((1, 1, 4, 8)), randn((1, 1, 30, 8), seed=1), randn((1, 1, 30, 8), seed=2)
+    v[0, 0, 3, 0], v[0, 0, 4, 1] = math.inf, -math.inf
+    v[0, 0, 5, 2], v[0, 0, 6, 2] = math.inf, -math.inf
+    check_forward(Call({"q": q, "k": k, "v": v}))
+
+
+def test_large_scores_do_not_overflow() -> None:
+    q, k, v = randn((1, 2, 5, 8)), randn((1, 2, 33, 8), seed=1), randn((1, 2, 33, 8), seed=2)
+    for sign in (1.0, -1.0):
+        check_forward(Call({"q": q, "k": k, "v": v, "bias": torch.full((1, 1), sign * 1e4)}))
+        check_forward(Call({"q": q * 1e3, "k": k, "v": v}, {"scale": sign}))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("queries", "keys"), [(1, 2000), (130, 300)])
+def test_threads_agree(dtype: torch.dtype, queries: int, keys: int) -> None:
+    shape = AttentionShape(1, 3, 1, queries, keys, 64, 64)
+    q, k, v = (randn(s, dtype, i) for i, s in enumerate((shape.q, shape.k, shape.v)))
+    inputs = [t.requires_grad_() for t in (q, k, v)]
+
+    def run() -> tuple[Tensor, ...]:
+        out, lse = lanewise.attention(*inputs, causal=True)
+        grads = torch.autograd.grad(
+            (out, lse), inputs, (torch.ones_like(out), torch.ones_like(lse))
+        )
+        return out, lse, *grads
+
+    assert_threads_agree(run)
+
+
+# --- gradients -----------------------------------------------------------------------------------
+
+DIFFERENTIABLE = ("q", "k", "v", "bias", "sinks")
+
+
+def gradients(call: Call, op: Any, *first: Any, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The gradient of every differentiable input, for fixed random gradients of out and lse.
+
+    The inputs are cast to `dtype` before, or keep their own.
+    """
+    leaves = {
+        name: t.detach().to(dtype or t.dtype).requires_grad_()
+        for name, t in call.tensors.items()
+        if name in DIFFERENTIABLE and t is not None and t.is_floating_point()
+    }
+    out, lse = call(op, *first, **leaves)
+    out_grad, lse_grad = randn(out.shape, seed=91), randn(lse.shape, seed=92)
+    grads = torch.autograd.grad(
+        (out, lse), list(leaves.values()), (out_grad.to(out.dtype), lse_grad.to(lse.dtype))
+    )
+    return dict(zip(leaves, grads, strict=True))
+
+
+def check_gradients(call: Call) -> None:
+    """No worse than autograd through plain torch at the same dtype."""
+    q = call.tensors["q"]
+    assert q is not None
+    ours = gradients(call, lanewise.attention, dtype=None)
+    # Out's gradient is rounded to q's dtype in ours: the same rounded one drives the reference.
+    ref = gradients(call, rounded_like(q.dtype), dtype=torch.float64)
+    peer = gradients(call, reference.attention_in, q.dtype, dtype=None)
+    for name, grad in ours.items():
+        leaf = call.tensors[name]
+        assert leaf is not None
+        assert grad.dtype == leaf.dtype, name
+        assert grad.shape == leaf.shape, name
+        assert_no_worse_than(grad, ref[name], peer[name])
+
+
+def rounded_like(dtype: torch.dtype) -> Any:
+    """The reference, whose incoming gradients are first rounded as those of an op in `dtype`."""
+
+    def op(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        out, lse = reference.attention(*args, **kwargs)
+        out.register_hook(lambda grad: grad.to(dtype).double())
+        return out, lse
+
+    return op
+
+
+@st.composite
+def gradient_shapes(draw: st.DrawFn) -> AttentionShape:
+    """Enough elements that the largest errors of two implementations compare fairly."""
+    kv_heads, group = draw(st.integers(1, 2)), draw(st.sampled_from((1, 3, 5)))
+    head_dim = draw(st.sampled_from((8, 15, 40, 64)))
+    return AttentionShape(
+        batch=draw(st.integers(1, 2)),
+        heads=kv_heads * group,
+        kv_heads=kv_heads,
+        queries=draw(st.sampled_from((1, 7, 33, 70))),
+        keys=draw(st.sampled_from((5, 17, 64, 131))),
+        head_dim=head_dim,
+        value_dim=draw(st.sampled_from((head_dim, 24))),
+    )
+
+
+@given(data=st.data(), shape=gradient_shapes(), dtype=dtypes)
+def test_gradients(data: st.DataObject, shape: AttentionShape, dtype: torch.dtype) -> None:
+    check_gradients(data.draw(calls(shape, dtype)))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_no_worse_than_those_of_sdpa(dtype: torch.dtype, causal: bool) -> None:
+    q, k, v = (randn((2, 3, 90, 64), dtype, seed) for seed in range(3))
+    call = Call({"q": q, "k": k, "v": v}, {"causal": causal})
+
+    def sdpa(**kwargs: Any) -> Tensor:
+        kwargs.pop("causal")
+        return F.scaled_dot_product_attention(
+            kwargs["q"], kwargs["k"], kwargs["v"], is_causal=causal
+        )
+
+    def grads(op: Any, dtype: torch.dtype) -> list[Tensor]:
+        leaves = {n: t.to(dtype).requires_grad_() for n, t in call.tensors.items() if t is not None}
+        out = call(op, **leaves)
+        out = out if isinstance(out, Tensor) else out[0]
+        out_grad = randn(out.shape, q.dtype, seed=91).to(dtype)
+        return list(torch.autograd.grad(out, list(leaves.values()), out_grad))
+
+    ours = grads(lanewise.attention, dtype)
+    for grad, ref, peer in zip(
+        ours, grads(reference.attention, torch.float64), grads(sdpa, dtype), strict=True
+    ):
+        assert_no_worse_than(grad, ref, peer)
+
+
+BIAS_SHAPES = [
+    (2, 4, 9, 21),
+    (1, 4, 9, 21),
+    (2, 1, 9, 21),
+    (2, 4, 1, 21),
+    (2, 4, 9, 1),
+    (1, 1, 9, 21),
+    (2, 1, 1, 21),
+    (9, 21),
+    (4, 1, 1),
+    (21,),
+    (9, 1),
+    (1,),
+    (),
+]
+
+
+@pytest.mark.parametrize("size", BIAS_SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradient_of_bias_over_every_broadcast(size: tuple[int, ...], dtype: torch.dtype) -> None:
+    shape = AttentionShape(2, 4, 2, 9, 21, 16, 16)
+    q, k, v, bias = (randn(s, dtype, i) for i, s in enumerate((shape.q, shape.k, shape.v, size)))
+    check_gradients(Call({"q": q, "k": k, "v": v, "bias": bias}, {"causal": True}))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_of_sinks_and_lse_alone(dtype: torch.dtype) -> None:
+    q, k, v = (randn((2, 6, 33, 16), dtype, seed) for seed in range(3))
+    sinks = randn((6,), dtype, 4).requires_grad_()
+    _, lse = lanewise.attention(q, k, v, sinks=sinks)
+    (grad,) = torch.autograd.grad(lse.sum(), sinks)
+    exact = sinks.detach().double().requires_grad_()
+    (ref,) = torch.autograd.grad(reference.attention(q, k, v, sinks=exact)[1].sum(), exact)
+    rough = sinks.detach().requires_grad_()
+    peer_lse = reference.attention_in(dtype, q, k, v, sinks=rough)[1]
+    (peer,) = torch.autograd.grad(peer_lse.sum(), rough)
+    assert_no_worse_than(grad, ref, peer)
+
+
+def test_gradients_of_rows_that_attend_nothing_are_zero() -> None:
+    q, k, v = (randn((1, 2, 6, 8), seed=i).requires_grad_() for i in range(3))
+    mask = torch.ones(6, 6, dtype=torch.bool)
+    mask[2] = False
+    out, _ = lanewise.attention(q, k, v, mask)
+    grads = torch.autograd.grad(out.sum(), (q, k, v))
+    assert (grads[0][:, :, 2] == 0).all()
+    assert all(g.isfinite().all() for g in grads)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_only_the_needed_gradient_is_made(name: str) -> None:
+    tensors = {n: randn((1, 2, 6, 8), seed=i) for i, n in enumerate("qkv")}
+    tensors[name].requires_grad_()
+    lanewise.attention(**tensors)[0].sum().backward()
+    assert {n for n, t in tensors.items() if t.grad is not None} == {name}
+
+
+def test_empty_gradients() -> None:
+    for queries, keys in [(0, 4), (3, 0)]:
+        q = randn((1, 2, queries, 8)).requires_grad_()
+        k, v = (randn((1, 2, keys, 8)).requires_grad_() for _ in range(2))
+        grads = torch.autograd.grad(lanewise.attention(q, k, v)[0].sum(), (q, k, v))
+        assert all((g == 0).all() for g in grads)
+        assert [g.shape for g in grads] == [q.shape, k.shape, v.shape]

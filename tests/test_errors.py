@@ -1,0 +1,376 @@
+"""Every bad argument of every op: one sentence that names the op, the argument and what came."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lanewise
+import pytest
+import torch
+from lanewise import _host
+from samples import PUBLIC, Arguments, backward_sample, call, sample
+from strategies import randn
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A valid call of `op` with `argument` spoilt; the message must hold `argument` and `came`."""
+
+    op: str
+    argument: str
+    came: str
+    spoil: Callable[[Any], Any]
+
+    def __str__(self) -> str:
+        return f"{self.op}-{self.argument}-{self.came}"
+
+
+def replaced(value: Any) -> Callable[[Any], Any]:
+    return lambda _: value
+
+
+def shaped(*shape: int) -> Callable[[Tensor], Tensor]:
+    return lambda t: randn(shape, t.dtype)
+
+
+def apart(t: Tensor) -> Tensor:
+    """The same values, every other element of the last dimension."""
+    return t.repeat_interleave(2, dim=-1)[..., ::2]
+
+
+def wrong_dtypes(op: str, *arguments: str) -> list[Bad]:
+    return [
+        case
+        for name in arguments
+        for case in (
+            Bad(op, name, "float64", Tensor.double),
+            Bad(op, name, "int64", Tensor.long),
+        )
+    ]
+
+
+def other_dtypes(op: str, *arguments: str) -> list[Bad]:
+    """A dtype the op knows, but not that of its other arguments."""
+    return [Bad(op, name, "bfloat16", Tensor.bfloat16) for name in arguments]
+
+
+def wrong_strides(op: str, *arguments: str) -> list[Bad]:
+    return [Bad(op, name, "stride 2", apart) for name in arguments]
+
+
+def wrong_shapes(op: str, argument: str, *shapes: tuple[int, ...]) -> list[Bad]:
+    return [Bad(op, argument, str(list(shape)), shaped(*shape)) for shape in shapes]
+
+
+def not_finite(op: str, *arguments: str) -> list[Bad]:
+    return [
+        Bad(op, name, str(value), replaced(value))
+        for name in arguments
+        for value in (math.nan, math.inf, -math.inf)
+    ]
+
+
+ATTENTION = [
+    *wrong_dtypes("attention", "q", "k", "v", "bias", "sinks", "alibi_slopes"),
+    *other_dtypes("attention", "k", "v"),
+    *wrong_strides("attention", "q", "k", "v"),
+    *(case for name in "qkv" for case in wrong_shapes("attention", name, (6, 5, 8), (8,), ())),
+    *wrong_shapes("attention", "bias", (3, 7), (2, 5, 5, 7), (1, 2, 1, 5, 7), (8,)),
+    *wrong_shapes("attention", "sinks", (5,), (1,), (2, 6), ()),
+    *wrong_shapes("attention", "alibi_slopes", (5,), (3, 6), (2, 5), (1, 2, 6), ()),
+    Bad("attention", "q", "513", shaped(2, 6, 5, 513)),
+    Bad("attention", "q", "0", shaped(2, 6, 5, 0)),
+    Bad("attention", "k", "batch", shaped(3, 2, 7, 8)),
+    Bad("attention", "k", "4 heads", shaped(2, 4, 7, 8)),
+    Bad("attention", "k", "0 heads", shaped(2, 0, 7, 8)),
+    Bad("attention", "k", "16", shaped(2, 2, 7, 16)),
+    Bad("attention", "v", "batch", shaped(1, 2, 7, 4)),
+    Bad("attention", "v", "3 heads", shaped(2, 3, 7, 4)),
+    Bad("attention", "v", "6", shaped(2, 2, 6, 4)),
+    Bad("attention", "v", "513", shaped(2, 2, 7, 513)),
+    Bad("attention", "v", "0", shaped(2, 2, 7, 0)),
+    *not_finite("attention", "softcap", "scale"),
+    Bad("attention", "softcap", "-1", replaced(-1.0)),
+    Bad("attention", "window_left", "-2", replaced(-2)),
+    Bad("attention", "window_right", "-7", replaced(-7)),
+]
+
+
+def linear_cases(op: str) -> list[Bad]:
+    return [
+        *wrong_dtypes(op, "x", "bias", "residual"),
+        *other_dtypes(op, "bias", "residual"),
+        *wrong_strides(op, "residual"),
+        *wrong_shapes(op, "x", ()),
+        Bad(op, "x", "7", shaped(2, 3, 7)),
+        *wrong_shapes(op, "bias", (4,), (1, 5), ()),
+        *wrong_shapes(op, "residual", (2, 3, 4), (3, 2, 5), (2, 2, 3, 5), ()),
+        Bad(op, "activation", "swish", replaced("swish")),
+        Bad(op, "activation", "''", replaced("")),
+        Bad(op, "activation", "GELU", replaced("GELU")),
+    ]
+
+
+def gated_cases(op: str) -> list[Bad]:
+    return [
+        *wrong_dtypes(op, "x", "gate_bias", "up_bias"),
+        *other_dtypes(op, "gate_bias", "up_bias"),
+        *wrong_shapes(op, "x", ()),
+        Bad(op, "x", "7", shaped(2, 3, 7)),
+        *wrong_shapes(op, "gate_bias", (4,), (1, 5), ()),
+        *wrong_shapes(op, "up_bias", (4,), (1, 5), ()),
+        Bad(op, "activation", "swiglu", replaced("swiglu")),
+    ]
+
+
+def packed(*shape: int, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Tensor]:
+    return lambda _: lanewise.pack_weight(randn(shape, dtype))
+
+
+def packed_cases(op: str, *weights: str) -> list[Bad]:
+    return [
+        case
+        for name in weights
+        for case in (
+            Bad(op, name, "float32", shaped_float(5, 8)),
+            Bad(op, name, "[1, 5, ", lambda t: t[None]),
+            Bad(op, name, "", lambda t: t[:0]),
+            Bad(op, name, "", lambda t: t[:3]),
+            Bad(op, name, "", lambda t: t[:, :-1]),
+            Bad(op, name, "", lambda t: t[:, :-1].contiguous()),
+            Bad(op, name, "", lambda t: t[:, : t.shape[1] // 2].contiguous()),
+            Bad(op, name, "", lambda t: t[:, :0]),
+            Bad(op, name, "", lambda t: torch.cat([t, t])),
+            Bad(op, name, "", lambda t: torch.cat([t, t], 1)),
+            Bad(op, name, "", lambda t: t.mT.contiguous()),
+            Bad(op, name, "", lambda t: t.mT.contiguous().mT),
+            Bad(op, name, "", torch.zeros_like),
+            Bad(op, name, "", lambda t: t.flip(0)),
+            Bad(op, name, "", apart),
+            Bad(op, name, "bfloat16", packed(5, 8, dtype=torch.bfloat16)),
+            Bad(op, name, "9", packed(5, 9)),
+        )
+    ]
+
+
+def shaped_float(*shape: int) -> Callable[[Tensor], Tensor]:
+    return lambda _: randn(shape)
+
+
+GEMM = [
+    *linear_cases("linear"),
+    *wrong_dtypes("linear", "weight"),
+    *other_dtypes("linear", "weight"),
+    *wrong_shapes("linear", "weight", (8,), (1, 5, 8), ()),
+    Bad("linear", "weight", "9", shaped(5, 9)),
+    *gated_cases("gated_linear"),
+    *wrong_dtypes("gated_linear", "gate", "up"),
+    *other_dtypes("gated_linear", "gate", "up"),
+    *wrong_shapes("gated_linear", "gate", (8,), (1, 5, 8)),
+    *wrong_shapes("gated_linear", "up", (8,), (1, 5, 8)),
+    Bad("gated_linear", "gate", "9", shaped(5, 9)),
+    Bad("gated_linear", "up", "9", shaped(5, 9)),
+    Bad("gated_linear", "up", "6", shaped(6, 8)),
+    *wrong_dtypes("matmul", "a", "b"),
+    *other_dtypes("matmul", "b"),
+    *wrong_shapes("matmul", "a", (8,), ()),
+    *wrong_shapes("matmul", "b", (8,), ()),
+    Bad("matmul", "b", "9", shaped(2, 9, 5)),
+    Bad("matmul", "b", "3", shaped(3, 8, 5)),
+    *wrong_dtypes("pack_weight", "weight"),
+    *wrong_shapes("pack_weight", "weight", (8,), (1, 5, 8), ()),
+    *linear_cases("linear_packed"),
+    *packed_cases("linear_packed", "weight"),
+    *gated_cases("gated_linear_packed"),
+    *packed_cases("gated_linear_packed", "gate", "up"),
+    Bad("gated_linear_packed", "up", "6", packed(6, 8)),
+]
+
+
+def norm_cases(op: str) -> list[Bad]:
+    columns = ["weight", "bias"] if "layer" in op else ["weight"]
+    cases = [
+        *wrong_dtypes(op, "x", *columns),
+        *wrong_strides(op, "x", *columns),
+        *wrong_shapes(op, "x", ()),
+        *(case for name in columns for case in wrong_shapes(op, name, (7,), (1, 8), ())),
+        *not_finite(op, "eps"),
+        Bad(op, "eps", "-1", replaced(-1.0)),
+    ]
+    if "rms" in op:
+        cases += not_finite(op, "weight_offset")
+    if op.startswith("add_"):
+        cases += [
+            *wrong_dtypes(op, "residual"),
+            *other_dtypes(op, "residual"),
+            *wrong_strides(op, "residual"),
+            *wrong_shapes(op, "residual", (2, 3, 7), (3, 8), (8,), (1, 3, 8)),
+        ]
+    return cases
+
+
+NORM = [case for op in PUBLIC if op.endswith("norm") for case in norm_cases(op)]
+
+ROPE = [
+    *wrong_dtypes("rope", "x", "cos", "sin"),
+    *other_dtypes("rope", "cos", "sin"),
+    *wrong_strides("rope", "x", "cos", "sin"),
+    *wrong_shapes("rope", "x", (3, 4, 8), (1, 2, 3, 4, 8)),
+    *wrong_shapes("rope", "cos", (3,), (1, 2, 4, 3)),
+    *wrong_shapes("rope", "sin", (3,), (1, 2, 4, 3)),
+    Bad("rope", "cos", "5 positions", shaped(5, 3)),
+    Bad("rope", "sin", "5 positions", shaped(5, 3)),
+    Bad("rope", "cos", "batch", shaped(3, 4, 3)),
+    Bad("rope", "sin", "batch", shaped(3, 4, 3)),
+    Bad("rope", "cos", "10", shaped(4, 5)),
+    Bad("rope", "sin", "2 pairs", shaped(4, 2)),
+]
+
+TABLE = ATTENTION + GEMM + NORM + ROPE
+
+
+def message_of(op: str, arguments: Arguments) -> str:
+    with pytest.raises(RuntimeError) as error:
+        getattr(torch.ops.lanewise, op)(**arguments)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("case", TABLE, ids=str)
+def test_bad_argument(case: Bad) -> None:
+    arguments = sample(case.op)
+    arguments[case.argument] = case.spoil(arguments.get(case.argument))
+    message = message_of(case.op, arguments)
+    assert message.startswith(f"lanewise.{case.op}: ")
+    assert re.search(rf"\b{case.argument}\b", message), message
+    assert case.came in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("op", PUBLIC)
+def test_every_argument_has_a_case(op: str) -> None:
+    """Flags cannot be wrong; everything else can."""
+    schema = getattr(torch.ops.lanewise, op).default._schema
+    arguments = {a.name for a in schema.arguments if str(a.type) != "bool"}
+    assert arguments == {case.argument for case in TABLE if case.op == op}
+
+
+@pytest.mark.parametrize("op", PUBLIC)
+def test_the_good_call_is_good(op: str) -> None:
+    """Or the table above would prove nothing."""
+    arguments = sample(op)
+    getattr(torch.ops.lanewise, op)(**arguments)
+    getattr(lanewise, op)(**arguments)
+
+
+@pytest.mark.parametrize("op", PUBLIC)
+def test_tensors_on_two_devices(op: str) -> None:
+    arguments = sample(op)
+    names = [name for name, value in arguments.items() if isinstance(value, Tensor)]
+    for name in names if len(names) > 1 else []:
+        message = message_of(op, {**arguments, name: arguments[name].to("meta")})
+        assert message.startswith(f"lanewise.{op}: "), message
+        assert "meta" in message
+        assert "\n" not in message
+
+
+# --- gradient ops: torch.ops lets anybody call them ----------------------------------------------
+
+BACKWARD = tuple(
+    f"{op}_backward"
+    for op in ("attention", "linear", "gated_linear", "rms_norm", "layer_norm", "rope")
+)
+SPOILS: dict[str, Callable[[Tensor], Tensor]] = {
+    "float64": Tensor.double,
+    "rank": lambda t: t[None, None, None],
+    "first": lambda t: torch.cat([t, t]),
+    "last": lambda t: torch.cat([t, t], -1),
+    "none": lambda t: t[..., :0],
+}
+# A rotation's gradient may have any batch size, and any size of its part that is not rotated.
+RIGHT = (("rope_backward", "grad", "first"), ("rope_backward", "grad", "last"))
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+@pytest.mark.parametrize("op", BACKWARD)
+def test_bad_argument_of_a_gradient_op(op: str, spoil: str) -> None:
+    arguments = backward_sample(op)
+    call(op, arguments)
+    for name, value in arguments.items():
+        if isinstance(value, Tensor) and (op, name, spoil) not in RIGHT:
+            message = message_of(op, {**arguments, name: SPOILS[spoil](value)})
+            assert re.match(rf"lanewise\.{op}: ", message), (name, message)
+            assert "\n" not in message
+
+
+# --- packed buffers are untrusted ----------------------------------------------------------------
+
+
+def test_every_truncation_is_refused() -> None:
+    x, whole = randn((2, 20)), lanewise.pack_weight(randn((9, 20)))
+    rows = [whole[:size].clone() for size in range(whole.shape[0])]
+    columns = [whole[:, :size].clone() for size in range(whole.shape[1])]
+    for truncated in rows + columns:
+        with pytest.raises(RuntimeError, match=r"^lanewise\.linear_packed: weight "):
+            lanewise.linear_packed(x, truncated)
+
+
+@pytest.mark.parametrize("bit", [0, 3, 7])
+def test_a_corrupt_header_never_reads_out_of_bounds(bit: int) -> None:
+    """Every byte in turn: refused, or (where it is a weight) a result of the right shape."""
+    x, whole = randn((2, 20)), lanewise.pack_weight(randn((9, 20)))
+    messages = []
+    for i in range(whole.numel()):
+        corrupt = whole.clone()
+        corrupt.view(-1)[i] ^= 1 << bit
+        try:
+            assert lanewise.linear_packed(x, corrupt).shape == (2, 9)
+        except RuntimeError as error:
+            messages.append(str(error))
+    assert len(messages) > 8
+    assert all(m.startswith("lanewise.linear_packed: weight ") for m in messages)
+
+
+OTHER_TARGETS = [
+    name for name, usable in _host.targets().items() if usable and name not in ("wide", _host.isa())
+]
+
+
+@pytest.mark.parametrize("target", OTHER_TARGETS)
+def test_a_buffer_for_another_instruction_set(target: str, tmp_path: Path) -> None:
+    path = tmp_path / "packed.pt"
+    program = (
+        "import sys, torch, lanewise;"
+        "torch.save(lanewise.pack_weight(torch.ones(5, 8)), sys.argv[1])"
+    )
+    environment = {**os.environ, "LANEWISE_ISA": target}
+    subprocess.run([sys.executable, "-c", program, str(path)], check=True, env=environment)
+    packed_there = torch.load(path)
+    message = message_of("linear_packed", {"x": torch.ones(2, 8), "weight": packed_there})
+    assert message.startswith("lanewise.linear_packed: weight ")
+    assert target in message
+    assert _host.isa() in message
+
+
+# --- LANEWISE_ISA --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["sse9", "AVX2", "wide", "generic,avx2"])
+def test_an_unknown_instruction_set_fails_the_import(value: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", "import lanewise"],
+        env={**os.environ, "LANEWISE_ISA": value},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode != 0
+    last = run.stderr.strip().splitlines()[-1]
+    assert re.search(rf"LANEWISE_ISA must be one of .*generic.*, got '{value}'", last), last
