@@ -38,7 +38,7 @@ class BertConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BertConfig:
-        """Takes the fields it knows; raises ValueError for a variant that `Bert` does not compute."""
+        """Takes the fields it knows; ValueError for a variant that `Bert` does not compute."""
         for name, only in (
             ("model_type", "bert"),
             ("position_embedding_type", "absolute"),
@@ -92,7 +92,8 @@ class Bert(nn.Module):
         """input_ids [B, S] → the last hidden states [B, S, E].
 
         Args:
-            attention_mask: [B, S], nonzero for tokens and zero for padding. Leave it out where there is no
+            attention_mask: [B, S], nonzero for tokens and zero for padding. Leave it out where
+                there is no
                 padding: the attention is faster without. States at padding mean nothing.
             token_type_ids: [B, S], the segment of each token; all 0 by default.
         """
@@ -117,7 +118,8 @@ class Bert(nn.Module):
 
         Raises:
             FileNotFoundError: one of the two files is not there.
-            ValueError: the config describes a variant of BERT that is not built here, or the weights do not fit it.
+            ValueError: the config describes a variant of BERT that is not built here, or the
+                weights do not fit it.
             ImportError: the package safetensors is missing.
         """
         path = Path(path)
@@ -153,7 +155,7 @@ _LEFT_OUT = re.compile(r"(bert\.)?(pooler\.|embeddings\.position_ids$)|cls\.")
 
 
 def _rename(name: str) -> str | None:
-    """Our name for a parameter of Hugging Face's BertModel (or BertFor…), None for what we leave out."""
+    """Our name for a parameter of Hugging Face's BertModel, None for what we leave out."""
     if _LEFT_OUT.match(name):
         return None
     module, _, parameter = name.removeprefix("bert.").rpartition(".")

@@ -25,13 +25,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def load_weights(
     model: nn.Module, weights: dict[str, Tensor], rename: Callable[[str], str | None]
 ) -> None:
-    """Makes ``weights`` the parameters of ``model``; ``rename`` gives our name, or None to leave one out.
+    """Makes ``weights`` the parameters of ``model``; ``rename`` gives our name, or None to leave
+    one out.
 
     Raises:
         ValueError: a parameter is missing, or a tensor has no place or the wrong shape.
     """
-    renamed = {rename(name): tensor for name, tensor in weights.items()}
-    renamed.pop(None, None)
+    renamed = {new: tensor for name, tensor in weights.items() if (new := rename(name))}
     expected = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
     for name in sorted(expected.keys() | renamed.keys()):
         if name not in renamed:

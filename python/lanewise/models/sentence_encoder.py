@@ -39,7 +39,8 @@ class SentenceEncoder(nn.Module):
     def from_pretrained(
         cls, path: str | Path, *, device: Any = None, dtype: torch.dtype | None = None
     ) -> SentenceEncoder:
-        """Reads a sentence-transformers directory: modules.json and the files it names, tokenizer.json.
+        """Reads a sentence-transformers directory: modules.json and the files it names,
+        tokenizer.json.
 
         Raises:
             FileNotFoundError: a file is not there.
@@ -91,7 +92,7 @@ class SentenceEncoder(nn.Module):
 
 
 def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
-    """Rows of token numbers → input_ids [B, S] padded with 0, and the mask; None where nothing was padded."""
+    """Rows of token numbers → ids [B, S] padded with 0, and the mask, None if all are as long."""
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for row, tokens in zip(ids, rows, strict=True):

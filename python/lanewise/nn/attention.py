@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,8 @@ class Attention(nn.Module):
         window_right: the same for keys after it.
         softcap: c > 0 turns a score s into ``c * tanh(s / c)``; 0 leaves it.
         scale: factor on the scores; ``head_dim**-0.5`` by default.
-        sinks: adds the parameter ``sinks`` [num_heads], one logit per head that takes probability but
+        sinks: adds the parameter ``sinks`` [num_heads], one logit per head that takes probability
+            but
             has no value.
         qk_norm: makes a norm over head_dim for queries and for keys (``q_norm``, ``k_norm``), e.g.
             ``RMSNorm``; called with head_dim, device and dtype.
@@ -91,7 +93,8 @@ class Attention(nn.Module):
         """x [B, S, E] → [B, S, E].
 
         Args:
-            mask: broadcasts to [B, num_heads, S, S]; bool (True = attend) or float (added to the scores).
+            mask: broadcasts to [B, num_heads, S, S]; bool (True = attend) or float (added to the
+                scores).
             positions: integer [S] or [B, S], for ``rotary``; 0 … S-1 by default.
             residual: [B, S, E], added to the result.
         """
@@ -120,7 +123,7 @@ class Attention(nn.Module):
         rotary: RotaryEmbedding | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """[B, S, count * head_dim] → [B, count, S, head_dim], normalised and rotated as asked; no copy."""
+        """[B, S, count * head_dim] → [B, count, S, head_dim], normalised and rotated as asked."""
         x = x.unflatten(-1, (count, self.head_dim))
         x = x if norm is None else norm(x)
         x = x.transpose(1, 2)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,11 +37,12 @@ def check_activation(owner: str, activation: str) -> str:
 class Linear(Packing, nn.Linear):
     """``activation(x @ weight.T + bias) + residual``: an ``nn.Linear`` on `lanewise.linear`.
 
-    Parameters and state dict are those of ``nn.Linear``; float32, bfloat16 and float16. `pack` keeps a
-    copy of the weight laid out for this CPU, which inference then uses: see `Packing`.
+    Parameters and state dict are those of ``nn.Linear``; float32, bfloat16 and float16. `pack`
+    keeps a copy of the weight laid out for this CPU, which inference then uses: see `Packing`.
 
-    An adapter (LoRA) around this layer adds its part after ``activation``. A model meant for adapters
-    leaves ``activation`` at "none" and applies the function outside, as `lanewise.nn.MLP` does.
+    An adapter (LoRA) around this layer adds its part after ``activation``. A model meant for
+    adapters leaves ``activation`` at "none" and applies the function outside, as `lanewise.nn.MLP`
+    does.
 
     Args:
         in_features: size of each input row.
@@ -74,7 +76,7 @@ class Linear(Packing, nn.Linear):
         ``activation`` replaces the layer's own for this call.
         """
         activation = self.activation if activation is None else activation
-        packed = self._usable_pack(input, residual, self.bias)
+        packed = self.usable_pack(input, residual, self.bias)
         if packed is not None:
             return ops.linear_packed(input, packed, self.bias, residual, activation=activation)
         return ops.linear(input, self.weight, self.bias, residual, activation=activation)
@@ -86,7 +88,7 @@ class Linear(Packing, nn.Linear):
 
 
 def fuses(*layers: nn.Module) -> bool:
-    """Whether all ``layers`` are plain `Linear`: no adapter around them and no hook that must see their output."""
+    """Whether all ``layers`` are our `Linear`, with no adapter around and no hook to be served."""
     return all(
         isinstance(layer, Linear) and not layer._forward_hooks and not layer._forward_pre_hooks
         for layer in layers

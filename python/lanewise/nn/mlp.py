@@ -12,15 +12,18 @@ from lanewise.nn.linear import ACTIVATIONS, Linear, check_activation, fuses, pro
 
 
 class MLP(nn.Module):
-    """``down_proj(activation(up_proj(x)))``, or gated ``down_proj(activation(gate_proj(x)) * up_proj(x))``.
+    """``down_proj(activation(up_proj(x)))``, or gated ``down_proj(activation(gate_proj(x)) *
+    up_proj(x))``.
 
-    The activation, the product and the residual are fused into the matrix products. There is no dropout.
+    The activation, the product and the residual are fused into the matrix products. There is no
+    dropout.
 
     Args:
         embed_dim: size E of each input and output row.
         hidden_dim: size between the two.
         activation: none, relu, gelu (exact), gelu_tanh, silu or tanh.
-        gated: adds gate_proj (Shazeer, "GLU Variants Improve Transformer", 2020; SwiGLU is silu, GeGLU gelu).
+        gated: adds gate_proj (Shazeer, "GLU Variants Improve Transformer", 2020; SwiGLU is silu,
+            GeGLU gelu).
         bias: whether the layers have a bias.
     """
 
@@ -50,11 +53,11 @@ class MLP(nn.Module):
             hidden = self._gated(x, self.gate_proj)
         return project(self.down_proj, hidden, residual)
 
-    def _gated(self, x: Tensor, gate: nn.Module) -> Tensor:
+    def _gated(self, x: Tensor, gate: Linear) -> Tensor:
         up = self.up_proj
         if not fuses(gate, up):
             return ACTIVATIONS[self.activation](gate(x)) * up(x)
-        packed_gate, packed_up = gate._usable_pack(x, gate.bias), up._usable_pack(x, up.bias)
+        packed_gate, packed_up = gate.usable_pack(x, gate.bias), up.usable_pack(x, up.bias)
         if packed_gate is not None and packed_up is not None:
             return ops.gated_linear_packed(
                 x, packed_gate, packed_up, gate.bias, up.bias, activation=self.activation

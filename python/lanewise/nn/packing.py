@@ -1,4 +1,5 @@
-"""Packed copies of weights: made on request, dropped as soon as the weights they were made of change."""
+"""Packed copies of weights: made on request, dropped as soon as the weights they were made of
+change."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from lanewise import ops
 
@@ -15,28 +17,32 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 class Packing(nn.Module):
     """Mixin for a module that can keep a packed copy of its weights.
 
-    The copy, laid out for this CPU by ``lanewise.pack_weight``, is the buffer ``packed_weight``; it is
-    never part of the state dict. Packing is explicit because a weight can be overwritten in ways that
-    leave no trace (``weight.data += delta``, as adapters merge themselves): after such a change call
-    ``pack()`` or ``unpack()``. Every change that does leave a trace undoes it: ``load_state_dict``, a move
-    to another dtype or device, ``train()``, a new parameter, an optimiser step or any other in-place
-    operation. Copies and pickles of a packed module are unpacked.
+    The copy, laid out for this CPU by ``lanewise.pack_weight``, is the buffer ``packed_weight``; it
+    is never part of the state dict. Packing is explicit because a weight can be overwritten in ways
+    that leave no trace (``weight.data += delta``, as adapters merge themselves): after such a
+    change call ``pack()`` or ``unpack()``. Every change that does leave a trace undoes it:
+    ``load_state_dict``, a move to another dtype or device, ``train()``, a new parameter, an
+    optimiser step or any other in-place operation. Copies and pickles of a packed module are
+    unpacked.
 
-    The packed copy serves inference. When a gradient is needed, or autocast is on, the module computes
-    from its weights as if it were not packed.
+    The packed copy serves inference. When a gradient is needed, or autocast is on, the module
+    computes from its weights as if it were not packed.
     """
 
     packed_weight: Tensor | None
+    # The weights it was made of, each with its version then.
+    _packed_from: tuple[tuple[Tensor, int], ...]
 
     def _sources(self) -> tuple[Tensor, ...]:
         """The weights, all [out_i, in], that are packed as one [sum(out_i), in]."""
         raise NotImplementedError
 
-    def pack(self: ModuleT) -> ModuleT:
+    def pack(self) -> Self:
         """Packs the weights as they are now and returns the module.
 
         Raises:
-            RuntimeError: the weights have a dtype or device that ``lanewise.pack_weight`` does not take.
+            RuntimeError: the weights have a dtype or device that ``lanewise.pack_weight`` does not
+                take.
         """
         sources = self._sources()
         with torch.no_grad():
@@ -46,14 +52,14 @@ class Packing(nn.Module):
         self._packed_from = tuple((source, _version(source)) for source in sources)
         return self
 
-    def unpack(self: ModuleT) -> ModuleT:
+    def unpack(self) -> Self:
         """Drops the packed copy, if there is one, and returns the module."""
         self.register_buffer("packed_weight", None, persistent=False)
         self._packed_from = ()
         return self
 
-    def _usable_pack(self, *inputs: Tensor | None) -> Tensor | None:
-        """The packed copy, unless there is none, it is out of date, or this call needs the weights."""
+    def usable_pack(self, *inputs: Tensor | None) -> Tensor | None:
+        """The packed copy, if there is one, it is current, and this call may use it."""
         packed = self.packed_weight
         if packed is None:
             return None
@@ -75,12 +81,12 @@ class Packing(nn.Module):
             for source, (seen, version) in zip(sources, self._packed_from, strict=True)
         )
 
-    def train(self: ModuleT, mode: bool = True) -> ModuleT:
+    def train(self, mode: bool = True) -> Self:
         if mode:
             self.unpack()
         return super().train(mode)
 
-    def _apply(self: ModuleT, *args: Any, **kwargs: Any) -> ModuleT:
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
         self.unpack()
         return super()._apply(*args, **kwargs)
 
@@ -99,7 +105,7 @@ def _version(weight: Tensor) -> int:
 
 
 def pack(module: ModuleT) -> ModuleT:
-    """Packs every lanewise layer inside ``module`` (itself included) and returns it: see `Packing`."""
+    """Packs every lanewise layer inside ``module``, itself included, and returns it."""
     for child in module.modules():
         if isinstance(child, Packing):
             child.pack()

@@ -11,7 +11,8 @@ from lanewise import ops
 
 
 class RotaryEmbedding(nn.Module):
-    """Rotary position embedding (Su et al., "RoFormer", 2021) from tables made once, on `lanewise.rope`.
+    """Rotary position embedding (Su et al., "RoFormer", 2021) from tables made once, on
+    `lanewise.rope`.
 
     Holds no parameter and adds nothing to the state dict, so layers can share one. The tables stay
     float32 whatever the model's dtype: in bfloat16 distant positions would fall together.
@@ -106,10 +107,11 @@ class LearnedPositionEmbedding(nn.Embedding):
 
 
 class SinusoidalPositionEmbedding(nn.Module):
-    """Fixed waves as position vectors (Vaswani et al., "Attention Is All You Need", 2017, section 3.5).
+    """Fixed waves as position vectors (Vaswani et al., "Attention Is All You Need", 2017, section
+    3.5).
 
-    Element 2i of position p is ``sin(p * base**(-2i/E))``, element 2i+1 the cosine of the same angle.
-    Holds no parameter and adds nothing to the state dict.
+    Element 2i of position p is ``sin(p * base**(-2i/E))``, element 2i+1 the cosine of the same
+    angle. Holds no parameter and adds nothing to the state dict.
 
     Args:
         max_positions: number of positions.
@@ -135,7 +137,9 @@ class SinusoidalPositionEmbedding(nn.Module):
             )
         angles = position_angles(max_positions, inverse_frequencies(embed_dim, base, device))
         waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
-        self.register_buffer("weight", waves.to(dtype or torch.get_default_dtype()), persistent=False)
+        self.register_buffer(
+            "weight", waves.to(dtype or torch.get_default_dtype()), persistent=False
+        )
 
     def forward(self, positions: int | Tensor) -> Tensor:
         """A length S → the vectors of 0 … S-1, [S, E]; integer positions [...] → [..., E]."""
@@ -151,7 +155,7 @@ def inverse_frequencies(dim: int, base: float, device: Any = None) -> Tensor:
 
 
 def position_angles(count: int, inv_freq: Tensor) -> Tensor:
-    """[count, len(inv_freq)]: position times frequency, float64 so that far positions keep their phase."""
+    """[count, len(inv_freq)]: position times frequency; float64 keeps the phase of far ones."""
     positions = torch.arange(count, dtype=torch.float64, device=inv_freq.device)
     return torch.outer(positions, inv_freq)
 

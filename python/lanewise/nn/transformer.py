@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +20,15 @@ class TransformerLayer(nn.Module):
     ``x + mlp(mlp_norm(x))``. Post-norm (as BERT): ``x = attention_norm(x + attention(x))``, then
     ``mlp_norm(x + mlp(x))``.
 
-    Both residuals are added in the epilogue of the last matrix product of their half. That moves one
-    activation less through memory than writing the product and letting an add-and-norm op read it back.
+    Both residuals are added in the epilogue of the last matrix product of their half. That moves
+    one activation less through memory than writing the product and letting an add-and-norm op read
+    it back.
 
     Args:
         attention: the attention half; decides about causality, heads and positions.
         mlp: the feed-forward half.
-        norm: makes both norms: called with the embedding size, device and dtype; `LayerNorm`, `RMSNorm`,
+        norm: makes both norms: called with the embedding size, device and dtype; `LayerNorm`,
+            `RMSNorm`,
             or ``functools.partial`` of one of them.
         norm_first: pre-norm, else post-norm.
     """
