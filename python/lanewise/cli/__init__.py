@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from lanewise.models.optional import require
@@ -14,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except ImportError as error:
-        print(error)
+        print(error, file=sys.stderr)
         return 1
 
 
