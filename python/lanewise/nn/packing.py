@@ -70,16 +70,13 @@ class Packing(nn.Module):
             tensor is not None and tensor.requires_grad for tensor in (*inputs, *sources)
         ):
             return None
-        # A version cannot be read while tracing: there the copy counts as current.
-        if torch.compiler.is_compiling() or self._is_current(sources):
-            return packed
-        return None
-
-    def _is_current(self, sources: tuple[Tensor, ...]) -> bool:
-        return all(
-            source is seen and _version(source) == version
+        # A compiler cannot read versions: there only the identity is compared.
+        compiling = torch.compiler.is_compiling()
+        current = all(
+            source is seen and (compiling or _version(source) == version)
             for source, (seen, version) in zip(sources, self._packed_from, strict=True)
         )
+        return packed if current else None
 
     def train(self, mode: bool = True) -> Self:
         if mode:
