@@ -1,0 +1,117 @@
+"""Packed copies of weights: made on request, dropped as soon as the weights they were made of
+change."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from lanewise import ops
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+class Packing(nn.Module):
+    """Mixin for a module that can keep a packed copy of its weights.
+
+    The copy, laid out for this CPU by ``lanewise.pack_weight``, is the buffer ``packed_weight``; it
+    is never part of the state dict. Packing is explicit because a weight can be overwritten in ways
+    that leave no trace (``weight.data += delta``, as adapters merge themselves): after such a
+    change call ``pack()`` or ``unpack()``. Every change that does leave a trace undoes it:
+    ``load_state_dict``, a move to another dtype or device, ``train()``, a new parameter, an
+    optimiser step or any other in-place operation. Copies and pickles of a packed module are
+    unpacked.
+
+    The packed copy serves inference. When a gradient is needed, or autocast is on, the module
+    computes from its weights as if it were not packed.
+    """
+
+    packed_weight: Tensor | None
+    # The weights it was made of, each with its version then.
+    _packed_from: tuple[tuple[Tensor, int], ...]
+
+    def _sources(self) -> tuple[Tensor, ...]:
+        """The weights, all [out_i, in], that are packed as one [sum(out_i), in]."""
+        raise NotImplementedError
+
+    def pack(self) -> Self:
+        """Packs the weights as they are now and returns the module.
+
+        Raises:
+            RuntimeError: the weights have a dtype or device that ``lanewise.pack_weight`` does not
+                take.
+        """
+        sources = self._sources()
+        with torch.no_grad():
+            weight = sources[0] if len(sources) == 1 else torch.cat(sources)
+            packed = ops.pack_weight(weight)
+        self.register_buffer("packed_weight", packed, persistent=False)
+        self._packed_from = tuple((source, _version(source)) for source in sources)
+        return self
+
+    def unpack(self) -> Self:
+        """Drops the packed copy, if there is one, and returns the module."""
+        self.register_buffer("packed_weight", None, persistent=False)
+        self._packed_from = ()
+        return self
+
+    def usable_pack(self, *inputs: Tensor | None) -> Tensor | None:
+        """The packed copy, if there is one, it is current, and this call may use it."""
+        packed = self.packed_weight
+        if packed is None:
+            return None
+        sources = self._sources()
+        if torch.is_autocast_enabled(packed.device.type):
+            return None
+        if torch.is_grad_enabled() and any(
+            tensor is not None and tensor.requires_grad for tensor in (*inputs, *sources)
+        ):
+            return None
+        # A compiler cannot read versions: there only the identity is compared.
+        compiling = torch.compiler.is_compiling()
+        current = all(
+            source is seen and (compiling or _version(source) == version)
+            for source, (seen, version) in zip(sources, self._packed_from, strict=True)
+        )
+        return packed if current else None
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self.unpack()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self.unpack()
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.unpack()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        buffers = {**self._buffers, "packed_weight": None}
+        return {**self.__dict__, "_buffers": buffers, "_packed_from": ()}
+
+
+def _version(weight: Tensor) -> int:
+    # Tensors made in inference mode do not count their changes.
+    return 0 if weight.is_inference() else weight._version
+
+
+def pack(module: ModuleT) -> ModuleT:
+    """Packs every lanewise layer inside ``module``, itself included, and returns it."""
+    for child in module.modules():
+        if isinstance(child, Packing):
+            child.pack()
+    return module
+
+
+def unpack(module: ModuleT) -> ModuleT:
+    """Drops every packed copy inside ``module`` (itself included) and returns it."""
+    for child in module.modules():
+        if isinstance(child, Packing):
+            child.unpack()
+    return module
