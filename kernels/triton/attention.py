@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from . import check, target
 from .activation import tanh
@@ -22,11 +23,15 @@ LN2 = tl.constexpr(math.log(2.0))
 
 
 @triton.jit
-def load_tile(p_tile, o_row, o_col, stride, rows, cols, CUT_ROWS: tl.constexpr, CUT_COLS: tl.constexpr):
+def load_tile(
+    p_tile, o_row, o_col, stride, rows, cols, CUT_ROWS: tl.constexpr, CUT_COLS: tl.constexpr
+):
     """A tile of a matrix whose rows are contiguous. What lies outside reads as zero."""
     p_elements = p_tile + o_row[:, None] * stride + o_col[None, :]
     if CUT_ROWS and CUT_COLS:
-        return tl.load(p_elements, mask=(o_row < rows)[:, None] & (o_col < cols)[None, :], other=0.0)
+        return tl.load(
+            p_elements, mask=(o_row < rows)[:, None] & (o_col < cols)[None, :], other=0.0
+        )
     if CUT_ROWS:
         return tl.load(p_elements, mask=(o_row < rows)[:, None], other=0.0)
     if CUT_COLS:
@@ -114,7 +119,9 @@ def attention_forward(
             left = len_k - t_n * BLOCK_N
 
             p_tile = p_k + o_first * stride_kn
-            b_k = load_tile(p_tile, o_kv, o_d, stride_kn, left, D, EDGE, D != BLOCK_D)  # [BLOCK_N, BLOCK_D]
+            b_k = load_tile(
+                p_tile, o_kv, o_d, stride_kn, left, D, EDGE, D != BLOCK_D
+            )  # [BLOCK_N, BLOCK_D]
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
             if FUSED_SCALE:
                 # The scale is positive and comes last, so it may wait for the subtraction of the maximum.
@@ -126,9 +133,13 @@ def attention_forward(
                 else:
                     b_s = b_s * (scale * LOG2E)
                 if p_slopes is not None:
-                    b_s -= b_slope[:, None] * tl.abs(o_m[:, None] + diagonal - o_key[None, :]).to(tl.float32)
+                    b_s -= b_slope[:, None] * tl.abs(o_m[:, None] + diagonal - o_key[None, :]).to(
+                        tl.float32
+                    )
                 if p_bias is not None:
-                    p_elements = p_bias_rows[:, None] + (o_key * stride_bn)[None, :]  # [BLOCK_M, BLOCK_N]
+                    p_elements = (
+                        p_bias_rows[:, None] + (o_key * stride_bn)[None, :]
+                    )  # [BLOCK_M, BLOCK_N]
                     if EDGE:
                         b_bias = tl.load(p_elements, mask=(o_key < len_k)[None, :], other=0)
                     else:
@@ -153,8 +164,12 @@ def attention_forward(
             b_max = b_new
             b_sum = b_sum * b_decay + tl.sum(b_p, 1)
             p_tile = p_v + o_first * stride_vn
-            b_v = load_tile(p_tile, o_kv, o_dv, stride_vn, left, DV, EDGE, DV != BLOCK_DV)  # [BLOCK_N, BLOCK_DV]
-            b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc * b_decay[:, None], input_precision=PRECISION)
+            b_v = load_tile(
+                p_tile, o_kv, o_dv, stride_vn, left, DV, EDGE, DV != BLOCK_DV
+            )  # [BLOCK_N, BLOCK_DV]
+            b_acc = tl.dot(
+                b_p.to(b_v.dtype), b_v, b_acc * b_decay[:, None], input_precision=PRECISION
+            )
 
     if p_sinks is not None:
         # A key that every live row sees and whose value is zero. A sum of zero is a row that attended nothing.
@@ -169,7 +184,9 @@ def attention_forward(
     m_row = i_m * BLOCK_M + tl.arange(0, BLOCK_M) < rows
     o_out = (i_b * heads + o_h) * len_q + o_m
     p_elements = p_out + (o_out * DV)[:, None] + o_dv[None, :]
-    tl.store(p_elements, b_out.to(p_out.dtype.element_ty), mask=m_row[:, None] & (o_dv < DV)[None, :])
+    tl.store(
+        p_elements, b_out.to(p_out.dtype.element_ty), mask=m_row[:, None] & (o_dv < DV)[None, :]
+    )
     tl.store(p_lse + o_out, b_lse, mask=m_row)
 
 
@@ -188,116 +205,278 @@ class Tile:
 # that compiles without a spill with every option on.
 MAX_HEAD_SIZE = 512
 TILES: dict[str, dict[int, dict[int, dict[str, Tile]]]] = {
+    "sm_80": {
+        2: {
+            64: {
+                "bare": Tile(128, 128, 8, 2),
+                "scored": Tile(128, 64, 8, 3),
+                "few": Tile(16, 128, 4, 3),
+            },
+            128: {
+                "bare": Tile(128, 64, 8, 3),
+                "scored": Tile(128, 32, 8, 3),
+                "few": Tile(16, 64, 4, 3),
+            },
+            256: {
+                "bare": Tile(64, 32, 8, 2),
+                "scored": Tile(64, 32, 8, 2),
+                "few": Tile(16, 64, 4, 2),
+            },
+            512: {
+                "bare": Tile(32, 32, 8, 2),
+                "scored": Tile(32, 16, 8, 2),
+                "few": Tile(16, 32, 8, 2),
+            },
+        },
+        4: {
+            64: {
+                "bare": Tile(16, 16, 8, 1),
+                "scored": Tile(16, 16, 8, 1),
+                "few": Tile(16, 16, 8, 1),
+            },
+            128: {
+                "bare": Tile(16, 16, 8, 1),
+                "scored": Tile(16, 16, 8, 1),
+                "few": Tile(16, 16, 8, 1),
+            },
+            256: {
+                "bare": Tile(16, 16, 8, 1),
+                "scored": Tile(16, 16, 8, 1),
+                "few": Tile(16, 16, 8, 1),
+            },
+            512: {
+                "bare": Tile(16, 16, 8, 1),
+                "scored": Tile(16, 16, 8, 1),
+                "few": Tile(16, 16, 8, 1),
+            },
+        },
+    },
+    "sm_90": {
+        2: {
+            64: {
+                "bare": Tile(128, 128, 8, 2),
+                "scored": Tile(128, 64, 8, 3),
+                "few": Tile(16, 128, 4, 3),
+            },
+            128: {
+                "bare": Tile(128, 64, 8, 3),
+                "scored": Tile(128, 64, 8, 3),
+                "few": Tile(16, 64, 4, 3),
+            },
+            256: {
+                "bare": Tile(128, 32, 8, 2),
+                "scored": Tile(64, 32, 8, 2),
+                "few": Tile(16, 32, 4, 2),
+            },
+            512: {
+                "bare": Tile(32, 32, 8, 2),
+                "scored": Tile(32, 32, 8, 2),
+                "few": Tile(16, 32, 8, 2),
+            },
+        },
+        4: {
+            64: {
+                "bare": Tile(128, 32, 8, 2),
+                "scored": Tile(128, 32, 8, 2),
+                "few": Tile(16, 64, 4, 3),
+            },
+            128: {
+                "bare": Tile(32, 32, 8, 2),
+                "scored": Tile(16, 16, 8, 1),
+                "few": Tile(16, 16, 8, 1),
+            },
+            256: {
+                "bare": Tile(16, 16, 8, 1),
+                "scored": Tile(16, 16, 8, 1),
+                "few": Tile(16, 16, 8, 1),
+            },
+            512: {
+                "bare": Tile(16, 16, 8, 1),
+                "scored": Tile(16, 16, 8, 1),
+                "few": Tile(16, 16, 8, 1),
+            },
+        },
+    },
+    "sm_100": {
+        2: {
+            64: {
+                "bare": Tile(16, 16, 8, 1),
+                "scored": Tile(16, 16, 8, 1),
+                "few": Tile(16, 16, 8, 1),
+            },
+            128: {
+                "bare": Tile(16, 16, 8, 1),
+                "scored": Tile(16, 16, 8, 1),
+                "few": Tile(16, 16, 8, 1),
+            },
+            256: {
+                "bare": Tile(16, 16, 8, 1),
+                "scored": Tile(16, 16, 8, 1),
+                "few": Tile(16, 16, 8, 1),
+            },
+            512: {
+                "bare": Tile(16, 16, 8, 1),
+                "scored": Tile(16, 16, 8, 1),
+                "few": Tile(16, 16, 8, 1),
+            },
+        },
+        4: {
+            64: {
+                "bare": Tile(16, 16, 8, 1),
+                "scored": Tile(16, 16, 8, 1),
+                "few": Tile(16, 16, 8, 1),
+            },
+            128: {
+                "bare": Tile(16, 16, 8, 1),
+                "scored": Tile(16, 16, 8, 1),
+                "few": Tile(16, 16, 8, 1),
+            },
+            256: {
+                "bare": Tile(16, 16, 8, 1),
+                "scored": Tile(16, 16, 8, 1),
+                "few": Tile(16, 16, 8, 1),
+            },
+            512: {
+                "bare": Tile(16, 16, 8, 1),
+                "scored": Tile(16, 16, 8, 1),
+                "few": Tile(16, 16, 8, 1),
+            },
+        },
+    },
+    "gfx942": {
+        2: {
+            64: {
+                "bare": Tile(16, 16, 8, 1),
+                "scored": Tile(16, 16, 8, 1),
+                "few": Tile(16, 16, 8, 1),
+            },
+            128: {
+                "bare": Tile(16, 16, 8, 1),
+                "scored": Tile(16, 16, 8, 1),
+                "few": Tile(16, 16, 8, 1),
+            },
+            256: {
+                "bare": Tile(16, 16, 8, 1),
+                "scored": Tile(16, 16, 8, 1),
+                "few": Tile(16, 16, 8, 1),
+            },
+            512: {
+                "bare": Tile(16, 16, 8, 1),
+                "scored": Tile(16, 16, 8, 1),
+                "few": Tile(16, 16, 8, 1),
+            },
+        },
+        4: {
+            64: {
+                "bare": Tile(16, 16, 8, 1),
+                "scored": Tile(16, 16, 8, 1),
+                "few": Tile(16, 16, 8, 1),
+            },
+            128: {
+                "bare": Tile(16, 16, 8, 1),
+                "scored": Tile(16, 16, 8, 1),
+                "few": Tile(16, 16, 8, 1),
+            },
+            256: {
+                "bare": Tile(16, 16, 8, 1),
+                "scored": Tile(16, 16, 8, 1),
+                "few": Tile(16, 16, 8, 1),
+            },
+            512: {
+                "bare": Tile(16, 16, 8, 1),
+                "scored": Tile(16, 16, 8, 1),
+                "few": Tile(16, 16, 8, 1),
+            },
+        },
+    },
 }
 
 
 def _check(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    bias: torch.Tensor | None,
-    sinks: torch.Tensor | None,
-    alibi_slopes: torch.Tensor | None,
-    window_left: int,
-    window_right: int,
-    softcap: float,
-    scale: float | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    alibi_slopes: Tensor | None,
 ) -> None:
     op = "attention"
+    check.require_floating(op, "q", q)
     for name, x in (("q", q), ("k", k), ("v", v)):
-        check.rank(op, name, x, 4)
-        check.matrix(op, name, x, q, "q")
+        check.require_device(op, name, x, q.device)
+        check.require_dtype(op, name, x, q.dtype)
+        check.require_rank(op, name, x, 4)
+        check.require_unit_stride(op, name, x)
     batch, heads, len_q, size = q.shape
-    heads_kv, len_k = k.size(1), k.size(2)
-    for name, x in (("k", k), ("v", v)):
-        check.require(
-            x.size(0) == batch, op, f"{name} must have q's batch size {batch}, got {x.size(0)}"
-        )
-    check.require(
-        heads == 0 or (heads_kv > 0 and heads % heads_kv == 0),
-        op,
-        f"k has {heads_kv} heads, which does not divide q's {heads}",
-    )
-    check.require(v.size(1) == heads_kv, op, f"v must have k's {heads_kv} heads, got {v.size(1)}")
-    check.require(v.size(2) == len_k, op, f"v must have k's {len_k} keys, got {v.size(2)}")
+    heads_kv, len_k, size_v = v.shape[1:]
     for name, x in (("q", q), ("v", v)):
         check.require(
             1 <= x.size(3) <= MAX_HEAD_SIZE,
             op,
-            f"{name}'s head size must be from 1 to {MAX_HEAD_SIZE}, got {x.size(3)}",
+            f"{name} must have a head size from 1 to {MAX_HEAD_SIZE}, got {x.size(3)}",
         )
-    check.require(k.size(3) == size, op, f"k must have q's head size {size}, got {k.size(3)}")
+    check.require(
+        heads % heads_kv == 0 if heads_kv else heads == 0,
+        op,
+        f"k has {k.size(1)} heads, which does not divide q's {heads}",
+    )
+    check.require_shape(op, "k", k, (batch, k.size(1), k.size(2), size))
+    check.require_shape(op, "v", v, (batch, k.size(1), k.size(2), size_v))
     if bias is not None:
+        check.require_device(op, "bias", bias, q.device)
         check.require(
-            bias.device == q.device, op, f"bias must be on q's device {q.device}, got {bias.device}"
-        )
-        check.require(
-            bias.dtype == torch.bool or bias.dtype in check.DTYPES,
+            bias.dtype == torch.bool or bias.dtype in check.FLOATING,
             op,
-            f"bias must be bool, float32, bfloat16 or float16, got {check.dtype_name(bias.dtype)}",
+            f"bias must be bool, float32, bfloat16 or float16, got {check.name_of(bias.dtype)}",
         )
-        full = (batch, heads, len_q, len_k)
+        scores = (batch, heads, len_q, len_k)
         check.require(
             bias.dim() <= 4
-            and all(b in (1, f) for b, f in zip(reversed(bias.shape), reversed(full), strict=False)),
+            and all(b in (1, s) for b, s in zip(bias.shape[::-1], scores[::-1], strict=False)),
             op,
-            f"bias must broadcast to {list(full)}, got {list(bias.shape)}",
+            f"bias must broadcast to {list(scores)}, got shape {list(bias.shape)}",
         )
-        innermost = bias.stride(-1) if bias.dim() and bias.size(-1) > 1 else 1
-        check.require(
-            innermost in (0, 1),
-            op,
-            f"bias's innermost dimension must have stride 1, got stride {innermost}",
-        )
+        if bias.dim() and bias.stride(-1) != 0:  # an expanded bias is read in place
+            check.require_unit_stride(op, "bias", bias)
     if sinks is not None:
-        check.rank(op, "sinks", sinks, 1)
-        check.require(
-            sinks.dtype in check.DTYPES,
-            op,
-            f"sinks must be float32, bfloat16 or float16, got {check.dtype_name(sinks.dtype)}",
-        )
-        check.matrix(op, "sinks", sinks, q.new_empty(0, dtype=sinks.dtype), "q")
-        check.shape(op, "sinks", sinks, (heads,))
+        check.require_device(op, "sinks", sinks, q.device)
+        check.require_floating(op, "sinks", sinks)
+        check.require_shape(op, "sinks", sinks, (heads,))
+        check.require_unit_stride(op, "sinks", sinks)
     if alibi_slopes is not None:
-        check.require(
-            alibi_slopes.dtype == torch.float32,
-            op,
-            f"alibi_slopes must be float32, got {check.dtype_name(alibi_slopes.dtype)}",
-        )
+        check.require_device(op, "alibi_slopes", alibi_slopes, q.device)
+        check.require_dtype(op, "alibi_slopes", alibi_slopes, torch.float32)
         check.require(
             tuple(alibi_slopes.shape) in ((heads,), (batch, heads)),
             op,
             f"alibi_slopes must have shape {[heads]} or {[batch, heads]}, "
-            f"got {list(alibi_slopes.shape)}",
+            f"got shape {list(alibi_slopes.shape)}",
         )
-        check.matrix(op, "alibi_slopes", alibi_slopes, q.new_empty(0, dtype=torch.float32), "q")
+        check.require_unit_stride(op, "alibi_slopes", alibi_slopes)
+
+
+def _check_options(window_left: int, window_right: int, softcap: float, scale: float) -> None:
+    op = "attention"
     for name, window in (("window_left", window_left), ("window_right", window_right)):
-        check.require(
-            window >= -1, op, f"{name} must be -1 (no limit) or at least 0, got {window}"
-        )
-    check.require(
-        math.isfinite(softcap) and softcap >= 0,
-        op,
-        f"softcap must be finite and at least 0, got {softcap}",
-    )
-    check.require(
-        scale is None or math.isfinite(scale), op, f"scale must be finite, got {scale}"
-    )
+        check.require(window >= -1, op, f"{name} must be -1 (no limit) or more, got {window}")
+    check.require_finite(op, "softcap", softcap)
+    check.require(softcap >= 0, op, f"softcap must be 0 (none) or more, got {softcap}")
+    check.require_finite(op, "scale", scale)
 
 
 def attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    sinks: torch.Tensor | None = None,
-    alibi_slopes: torch.Tensor | None = None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    sinks: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
     causal: bool = False,
     window_left: int = -1,
     window_right: int = -1,
     softcap: float = 0.0,
     scale: float | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """softmax(q @ k.T * scale, capped, biased, masked) @ v, with scores and softmax in float32.
 
     Args:
@@ -318,9 +497,9 @@ def attention(
     Raises:
         RuntimeError: an argument has the wrong device, dtype, rank, shape, stride or value.
     """
-    _check(
-        q, k, v, bias, sinks, alibi_slopes, window_left, window_right, softcap, scale
-    )
+    _check(q, k, v, bias, sinks, alibi_slopes)
+    scale = q.size(3) ** -0.5 if scale is None else scale
+    _check_options(window_left, window_right, softcap, scale)
     batch, heads, len_q, size = q.shape
     heads_kv, len_k, size_v = v.shape[1:]
     out = q.new_empty(batch, heads, len_q, size_v)
@@ -328,7 +507,6 @@ def attention(
     if lse.numel() == 0:
         return out, lse
 
-    scale = size**-0.5 if scale is None else scale
     if causal:
         window_right = 0
     # A window as wide as the problem is no window; clamping also keeps the kernel's sums within 32 bits.

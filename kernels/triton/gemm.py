@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from . import check, target
 from .activation import ACTIVATIONS, activate
@@ -110,29 +111,25 @@ def choose(rows: int, columns: int, itemsize: int, architecture: target.Architec
 
 
 def _check(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    activation: str,
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str
 ) -> None:
     op = "linear"
-    check.require(x.dim() >= 1, op, "x must have at least 1 dimension, got 0")
-    check.rank(op, "weight", weight, 2)
-    check.matrix(op, "x", x, x, "x")
-    check.matrix(op, "weight", weight, x, "x")
-    check.require(
-        weight.size(1) == x.size(-1),
-        op,
-        f"weight must have {x.size(-1)} columns, as x has, got {weight.size(1)}",
-    )
-    if bias is not None:
-        check.rank(op, "bias", bias, 1)
-        check.matrix(op, "bias", bias, x, "x")
-        check.shape(op, "bias", bias, (weight.size(0),))
-    if residual is not None:
-        check.matrix(op, "residual", residual, x, "x")
-        check.shape(op, "residual", residual, (*x.shape[:-1], weight.size(0)))
+    check.require_floating(op, "x", x)
+    check.require(x.dim() > 0, op, "x must have at least 1 dimension, got shape []")
+    check.require_rank(op, "weight", weight, 2)
+    columns, depth = weight.size(0), x.size(-1)
+    shapes: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
+        "x": (x, tuple(x.shape)),
+        "weight": (weight, (columns, depth)),
+        "bias": (bias, (columns,)),
+        "residual": (residual, (*x.shape[:-1], columns)),
+    }
+    for name, (argument, shape) in shapes.items():
+        if argument is not None:
+            check.require_device(op, name, argument, x.device)
+            check.require_dtype(op, name, argument, x.dtype)
+            check.require_shape(op, name, argument, shape)
+            check.require_unit_stride(op, name, argument)
     check.require(
         activation in ACTIVATIONS,
         op,
@@ -141,12 +138,12 @@ def _check(
 
 
 def linear(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
     activation: str = "none",
-) -> torch.Tensor:
+) -> Tensor:
     """activation(x @ weight.T + bias) + residual, accumulated in float32.
 
     Args:
