@@ -1,0 +1,70 @@
+"""Argument checks that the launchers share, in the words of csrc/check.h.
+
+Every failure is one sentence: the op, the argument, what it must be and what came.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def require(holds: bool, op: str, sentence: str) -> None:
+    """Raises RuntimeError, the type that the C++ checks raise, unless `holds`."""
+    if not holds:
+        raise RuntimeError(f"lanewise.{op}: {sentence}")
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def require_device(op: str, name: str, x: Tensor, device: torch.device) -> None:
+    require(
+        x.device == device,
+        op,
+        f"{name} must be on {device} like the first argument, got {x.device}",
+    )
+
+
+def require_floating(op: str, name: str, x: Tensor) -> None:
+    require(
+        x.dtype in FLOATING,
+        op,
+        f"{name} must be float32, bfloat16 or float16, got {name_of(x.dtype)}",
+    )
+
+
+def require_dtype(op: str, name: str, x: Tensor, dtype: torch.dtype) -> None:
+    require(x.dtype == dtype, op, f"{name} must be {name_of(dtype)}, got {name_of(x.dtype)}")
+
+
+def require_rank(op: str, name: str, x: Tensor, rank: int) -> None:
+    require(x.dim() == rank, op, f"{name} must have {rank} dimensions, got shape {list(x.shape)}")
+
+
+def require_shape(op: str, name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    require(
+        tuple(x.shape) == shape,
+        op,
+        f"{name} must have shape {list(shape)}, got shape {list(x.shape)}",
+    )
+
+
+def require_unit_stride(op: str, name: str, x: Tensor) -> None:
+    """The innermost dimension must be contiguous; one of at most one element is."""
+    if x.dim() == 0 or x.numel() == 0 or x.size(-1) == 1:
+        return
+    require(
+        x.stride(-1) == 1,
+        op,
+        f"{name} must have stride 1 in its last dimension, got stride {x.stride(-1)}",
+    )
+
+
+def require_finite(op: str, name: str, value: float) -> None:
+    require(math.isfinite(value), op, f"{name} must be finite, got {value}")

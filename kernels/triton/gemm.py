@@ -1,0 +1,198 @@
+"""The linear layer as one fused Triton kernel: activation(x @ weight.T + bias) + residual.
+
+A program owns one BLOCK_M × BLOCK_N tile of the output. Programs go down GROUP_M tiles before they step sideways, so
+that those that run together share rows of x and of the weight in the L2 cache (the Triton matmul tutorial's order).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import check, target
+from .activation import ACTIVATIONS, activate
+
+
+@triton.jit(do_not_specialize=["len_m"])
+def linear_forward(
+    p_x, p_weight, p_bias, p_residual, p_out,
+    stride_xm, stride_wn, stride_rm,
+    len_m, len_n, len_k,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    WHOLE_K: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    blocks_m = tl.cdiv(len_m, BLOCK_M)
+    blocks_n = tl.cdiv(len_n, BLOCK_N)
+    pid = tl.program_id(0)
+    i_group = pid // (GROUP_M * blocks_n)
+    group_m = tl.minimum(blocks_m - i_group * GROUP_M, GROUP_M)
+    i_m = i_group * GROUP_M + pid % (GROUP_M * blocks_n) % group_m
+    i_n = pid % (GROUP_M * blocks_n) // group_m
+
+    # Rows and columns past the end repeat the last ones: the main loop needs no mask on them, only the stores do.
+    o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
+    o_xm = tl.minimum(o_m, len_m - 1).to(tl.int64)
+    o_wn = tl.minimum(o_n, len_n - 1).to(tl.int64)
+    o_k = tl.arange(0, BLOCK_K)
+    p_x_tile = p_x + (o_xm * stride_xm)[:, None] + o_k[None, :]  # [BLOCK_M, BLOCK_K]
+    p_weight_tile = p_weight + (o_wn * stride_wn)[:, None] + o_k[None, :]  # [BLOCK_N, BLOCK_K]
+
+    b_acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for k in tl.range(0, len_k, BLOCK_K):
+        if WHOLE_K:
+            b_x = tl.load(p_x_tile)
+            b_weight = tl.load(p_weight_tile)
+        else:
+            m_k = (o_k < len_k - k)[None, :]
+            b_x = tl.load(p_x_tile, mask=m_k, other=0.0)
+            b_weight = tl.load(p_weight_tile, mask=m_k, other=0.0)
+        b_acc = tl.dot(b_x, tl.trans(b_weight), b_acc, input_precision=PRECISION)
+        p_x_tile += BLOCK_K
+        p_weight_tile += BLOCK_K
+
+    if p_bias is not None:
+        b_acc += tl.load(p_bias + o_n, mask=o_n < len_n, other=0.0).to(tl.float32)[None, :]
+    b_out = activate(b_acc, ACTIVATION)
+    m_out = (o_m < len_m)[:, None] & (o_n < len_n)[None, :]
+    if p_residual is not None:
+        p_elements = p_residual + (o_m.to(tl.int64) * stride_rm)[:, None] + o_n[None, :]
+        b_out += tl.load(p_elements, mask=m_out, other=0.0).to(tl.float32)
+    p_elements = p_out + (o_m.to(tl.int64) * len_n)[:, None] + o_n[None, :]
+    tl.store(p_elements, b_out.to(p_out.dtype.element_ty), mask=m_out)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One tiling: output rows and columns per program, warps, and the tiles of K in flight."""
+
+    m: int
+    n: int
+    warps: int
+    stages: int
+
+
+# Per architecture and bytes of an element: tiles for a large product, for one too small to give every unit a large
+# tile, and for a few rows (decoding), where the weight streams past once and only its bytes count.
+TILES: dict[str, dict[int, dict[str, Tile]]] = {
+    "sm_80": {
+        2: {"large": Tile(128, 128, 8, 3), "small": Tile(64, 64, 4, 4), "few": Tile(16, 64, 4, 4)},
+        4: {"large": Tile(128, 64, 8, 3), "small": Tile(64, 64, 8, 3), "few": Tile(16, 64, 4, 4)},
+    },
+    "sm_90": {
+        2: {"large": Tile(128, 256, 8, 4), "small": Tile(64, 128, 4, 4), "few": Tile(16, 64, 4, 5)},
+        4: {"large": Tile(128, 64, 8, 3), "small": Tile(64, 64, 8, 3), "few": Tile(16, 64, 4, 4)},
+    },
+    "sm_100": {
+        2: {"large": Tile(128, 256, 8, 4), "small": Tile(128, 64, 4, 4), "few": Tile(16, 64, 4, 5)},
+        4: {"large": Tile(128, 64, 8, 3), "small": Tile(64, 64, 8, 3), "few": Tile(16, 64, 4, 4)},
+    },
+    "gfx942": {
+        2: {"large": Tile(128, 128, 4, 2), "small": Tile(64, 64, 4, 2), "few": Tile(16, 64, 4, 2)},
+        4: {"large": Tile(128, 128, 4, 2), "small": Tile(64, 64, 4, 2), "few": Tile(16, 64, 4, 2)},
+    },
+}
+FEW_ROWS = 32
+GROUP_M = 8
+TILE_K_BYTES = 128  # one row of a tile of x or of the weight: a cache line, 64 elements of 16 bits
+
+
+def choose(rows: int, columns: int, itemsize: int, architecture: target.Architecture) -> Tile:
+    tiles = TILES[architecture.name][itemsize]
+    if rows <= FEW_ROWS:
+        return tiles["few"]
+    large = tiles["large"]
+    programs = target.divide_up(rows, large.m) * target.divide_up(columns, large.n)
+    return large if programs >= architecture.units else tiles["small"]
+
+
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str
+) -> None:
+    op = "linear"
+    check.require_floating(op, "x", x)
+    check.require(x.dim() > 0, op, "x must have at least 1 dimension, got shape []")
+    check.require_rank(op, "weight", weight, 2)
+    columns, depth = weight.size(0), x.size(-1)
+    shapes: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
+        "x": (x, tuple(x.shape)),
+        "weight": (weight, (columns, depth)),
+        "bias": (bias, (columns,)),
+        "residual": (residual, (*x.shape[:-1], columns)),
+    }
+    for name, (argument, shape) in shapes.items():
+        if argument is not None:
+            check.require_device(op, name, argument, x.device)
+            check.require_dtype(op, name, argument, x.dtype)
+            check.require_shape(op, name, argument, shape)
+            check.require_unit_stride(op, name, argument)
+    check.require(
+        activation in ACTIVATIONS,
+        op,
+        f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation}",
+    )
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    """activation(x @ weight.T + bias) + residual, accumulated in float32.
+
+    Args:
+        x: [..., K], float32, bfloat16 or float16. Leading dimensions that cannot be merged into one are copied.
+        weight: [N, K], x's dtype.
+        bias: [N], x's dtype.
+        residual: [..., N], x's dtype.
+        activation: none, relu, gelu, gelu_tanh, silu or tanh.
+
+    Returns:
+        [..., N] in x's dtype, contiguous.
+
+    Raises:
+        RuntimeError: an argument has the wrong device, dtype, rank, shape or stride.
+    """
+    _check(x, weight, bias, residual, activation)
+    columns, depth = weight.shape
+    out = x.new_empty(*x.shape[:-1], columns)
+    if out.numel() == 0:
+        return out
+    rows = out.numel() // columns
+    flat = x.reshape(rows, depth)
+    flat_residual = None if residual is None else residual.reshape(rows, columns)
+
+    architecture = target.of(x.device)
+    tile = choose(rows, columns, x.element_size(), architecture)
+    block_k = TILE_K_BYTES // x.element_size()
+    target.launch(
+        linear_forward,
+        (target.divide_up(rows, tile.m) * target.divide_up(columns, tile.n),),
+        flat,
+        weight,
+        bias,
+        flat_residual,
+        out,
+        flat.stride(0),
+        weight.stride(0),
+        0 if flat_residual is None else flat_residual.stride(0),
+        rows,
+        columns,
+        depth,
+        BLOCK_M=tile.m,
+        BLOCK_N=tile.n,
+        BLOCK_K=block_k,
+        GROUP_M=GROUP_M,
+        WHOLE_K=depth % block_k == 0,
+        ACTIVATION=activation,
+        PRECISION=architecture.float32_dots if x.dtype == torch.float32 else "ieee",
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    return out

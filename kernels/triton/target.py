@@ -1,0 +1,88 @@
+"""What each GPU architecture allows, and the one door through which every kernel is launched."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Limits of one architecture. `shared` is what one program may take, in bytes."""
+
+    name: str
+    shared: int
+    units: int  # streaming multiprocessors or compute units of its largest part
+    float32_dots: str  # the `input_precision` that keeps float32 products within float32 rounding
+
+
+# Tensor cores multiply float32 as three TF32 products, hi·hi + hi·lo + lo·hi; CDNA has a float32 matrix instruction.
+# sm_80 is held to the 99 KB of its consumer siblings sm_86 and sm_89, so that one table serves them all.
+ARCHITECTURES = {
+    "sm_80": Architecture("sm_80", 99 << 10, 108, "tf32x3"),
+    "sm_90": Architecture("sm_90", 227 << 10, 132, "tf32x3"),
+    "sm_100": Architecture("sm_100", 227 << 10, 148, "tf32x3"),
+    "gfx942": Architecture("gfx942", 64 << 10, 304, "ieee"),
+}
+
+Launch = Callable[[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]], None]
+_recorder: ContextVar[tuple[Architecture, Launch] | None] = ContextVar("recorder", default=None)
+
+
+@contextlib.contextmanager
+def record(architecture: Architecture, launch: Launch) -> Iterator[None]:
+    """Hand every launch inside the block to `launch`, with tiles chosen for `architecture`; nothing runs."""
+    token = _recorder.set((architecture, launch))
+    try:
+        yield
+    finally:
+        _recorder.reset(token)
+
+
+def of(device: torch.device) -> Architecture:
+    """The architecture whose tiles serve `device`. Triton's interpreter, which takes CPU tensors, gets sm_80's."""
+    recorder = _recorder.get()
+    if recorder:
+        return recorder[0]
+    return ARCHITECTURES["sm_80"] if device.type == "cpu" else _of_gpu(device.index or 0)
+
+
+@functools.cache
+def _of_gpu(index: int) -> Architecture:
+    if torch.version.hip:
+        return ARCHITECTURES["gfx942"]
+    major, minor = torch.cuda.get_device_capability(index)
+    if major < 8:
+        raise RuntimeError(
+            f"lanewise: a GPU of compute capability 8.0 or later is needed, cuda:{index} has {major}.{minor}"
+        )
+    # sm_120 has neither the shared memory nor the tensor memory of sm_100.
+    return ARCHITECTURES[{9: "sm_90", 10: "sm_100"}.get(major, "sm_80")]
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """Run `kernel` over `grid` on the device of its first tensor."""
+    # Stated, not left to the default: a score is scaled and shifted by one fused multiply-add.
+    options["enable_fp_fusion"] = True
+    recorder = _recorder.get()
+    if recorder:
+        return recorder[1](kernel, grid, args, options)
+    tensor = next(a for a in args if isinstance(a, torch.Tensor))
+    with torch.cuda.device_of(tensor):
+        kernel[grid](*args, **options)
+
+
+def block(size: int) -> int:
+    """The tile extent that holds `size` elements: a power of two that a matrix instruction accepts."""
+    return max(16, triton.next_power_of_2(size))
+
+
+def divide_up(a: int, b: int) -> int:
+    return -(-a // b)
