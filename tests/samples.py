@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import lanewise
 import torch
 from strategies import randn
+
+import lanewise
 
 Arguments = dict[str, Any]
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from lanewise import _host
 from torch.nn import functional as F
+
+from lanewise import _host
 
 TARGETS = [name for name, usable in _host.targets().items() if usable]
 EPS = 2.0**-23

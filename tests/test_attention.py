@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import lanewise
 import pytest
 import reference
 import torch
@@ -27,6 +26,8 @@ from strategies import (
     seeds,
 )
 from torch import Tensor
+
+import lanewise
 
 
 @dataclass

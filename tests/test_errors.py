@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lanewise
 import pytest
 import torch
-from lanewise import _host
 from samples import PUBLIC, Arguments, backward_sample, call, sample
 from strategies import randn
 from torch import Tensor
+
+import lanewise
+from lanewise import _host
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import lanewise
 import pytest
 import reference
 import torch
@@ -40,6 +39,8 @@ from strategies import (
     seeds,
 )
 from torch import Tensor
+
+import lanewise
 
 
 def product_error(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

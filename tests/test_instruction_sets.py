@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from lanewise import _host
 
 HERE = Path(__file__).parent

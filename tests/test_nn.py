@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from numerics import assert_no_worse_than, assert_same_bits
+from torch import Tensor, nn
+
 from lanewise.nn import (
     MLP,
     Attention,
@@ -27,8 +30,6 @@ from lanewise.nn import (
     pack,
     unpack,
 )
-from numerics import assert_no_worse_than, assert_same_bits
-from torch import Tensor, nn
 
 ACTIVATIONS = sorted(reference.ACTIVATIONS)
 

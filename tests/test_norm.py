@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import lanewise
 import pytest
 import reference
 import torch
@@ -25,6 +24,8 @@ from strategies import (
     seeds,
 )
 from torch import Tensor
+
+import lanewise
 
 Op = Callable[..., Any]
 NORMS = ["rms_norm", "layer_norm", "add_rms_norm", "add_layer_norm"]

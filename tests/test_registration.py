@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import lanewise
 import pytest
 import torch
 from numerics import assert_same_bits
@@ -14,6 +13,8 @@ from strategies import DTYPES, randn
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
+
+import lanewise
 
 Outputs = tuple[Tensor, ...]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import lanewise
 import pytest
 import reference
 import torch
@@ -13,6 +12,8 @@ from hypothesis import strategies as st
 from numerics import assert_matmul_close, assert_same_bits, assert_threads_agree
 from strategies import DTYPES, LAYOUTS, dtypes, layouts, randn
 from torch import Tensor
+
+import lanewise
 
 
 def angles(shape: tuple[int, ...], layout: str = "contiguous") -> tuple[Tensor, Tensor]:

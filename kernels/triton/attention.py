@@ -11,9 +11,10 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from . import check, target
 from .activation import tanh
