@@ -13,6 +13,7 @@ const Table kTable = {
     .target = LANEWISE_NAME(LANEWISE_TARGET),
     .lanes = kLanes,
     .rope = rope,
+    .elementary = elementary,
 };
 
 }  // namespace lanewise::LANEWISE_TARGET

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "rope/kernel.h"
+#include "simd/kernel.h"
 
 namespace lanewise {
 
@@ -13,6 +14,7 @@ struct Table {
   int lanes;
 
   void (*rope)(const RopeParams&);
+  void (*elementary)(const ElementaryParams&);
 };
 
 // The tables of this build, lowest level first. The last may be one for tests alone (16 lanes
