@@ -38,6 +38,7 @@ PYBIND11_MODULE(_host, m) {
   bind_activation(m);
   bind_gemm(m);
   bind_rope(m);
+  bind_simd(m);
 }
 
 }  // namespace lanewise

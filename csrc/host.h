@@ -28,5 +28,6 @@ inline int64_t stride(const py::array& a, int dim) { return a.strides(dim) / a.i
 void bind_activation(py::module_& m);
 void bind_gemm(py::module_& m);
 void bind_rope(py::module_& m);
+void bind_simd(py::module_& m);
 
 }  // namespace lanewise

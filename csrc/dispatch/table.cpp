@@ -18,6 +18,7 @@ const Table kTable = {
     .column_sum = column_sum,
     .activation_backward = activation_backward,
     .rope = rope,
+    .elementary = elementary,
 };
 
 }  // namespace lanewise::LANEWISE_TARGET

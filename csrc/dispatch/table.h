@@ -7,6 +7,7 @@
 #include "activation/kernel.h"
 #include "gemm/kernel.h"
 #include "rope/kernel.h"
+#include "simd/kernel.h"
 
 namespace lanewise {
 
@@ -20,6 +21,7 @@ struct Table {
   void (*column_sum)(const ColumnSumParams&);
   void (*activation_backward)(const ActivationBackwardParams&);
   void (*rope)(const RopeParams&);
+  void (*elementary)(const ElementaryParams&);
 };
 
 // The tables of this build, lowest level first. The last may be one for tests alone (16 lanes
