@@ -13,6 +13,8 @@ const Table kTable = {
     .target = LANEWISE_NAME(LANEWISE_TARGET),
     .lanes = kLanes,
     .activation_backward = activation_backward,
+    .norm = norm,
+    .norm_backward = norm_backward,
     .rope = rope,
 };
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "activation/kernel.h"
+#include "norm/kernel.h"
 #include "rope/kernel.h"
 
 namespace lanewise {
@@ -14,6 +15,8 @@ struct Table {
   int lanes;
 
   void (*activation_backward)(const ActivationBackwardParams&);
+  void (*norm)(const NormParams&);
+  void (*norm_backward)(const NormBackwardParams&);
   void (*rope)(const RopeParams&);
 };
 
