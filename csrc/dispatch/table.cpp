@@ -17,6 +17,8 @@ const Table kTable = {
     .pack_panels = pack_panels,
     .column_sum = column_sum,
     .activation_backward = activation_backward,
+    .norm = norm,
+    .norm_backward = norm_backward,
     .rope = rope,
     .elementary = elementary,
 };

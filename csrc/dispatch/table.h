@@ -6,6 +6,7 @@
 
 #include "activation/kernel.h"
 #include "gemm/kernel.h"
+#include "norm/kernel.h"
 #include "rope/kernel.h"
 #include "simd/kernel.h"
 
@@ -20,6 +21,8 @@ struct Table {
   void (*pack_panels)(const PackParams&);
   void (*column_sum)(const ColumnSumParams&);
   void (*activation_backward)(const ActivationBackwardParams&);
+  void (*norm)(const NormParams&);
+  void (*norm_backward)(const NormBackwardParams&);
   void (*rope)(const RopeParams&);
   void (*elementary)(const ElementaryParams&);
 };
