@@ -35,6 +35,7 @@ PYBIND11_MODULE(_host, m) {
       "lanes", [](const std::string& target) { return table(target).lanes; },
       "float32 lanes of a target's vectors.");
   m.def("cache_sizes", cache_sizes, "Bytes of the data caches: l1 and l2 of a core, l3 shared.");
+  bind_attention(m);
   bind_rope(m);
 }
 

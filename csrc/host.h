@@ -25,6 +25,7 @@ inline DType dtype_of(const py::array& a) {
 inline int64_t stride(const py::array& a, int dim) { return a.strides(dim) / a.itemsize(); }
 
 // Each family adds its functions; the first argument of every kernel is the target's name.
+void bind_attention(py::module_& m);
 void bind_rope(py::module_& m);
 
 }  // namespace lanewise

@@ -12,6 +12,8 @@ extern const Table kTable;
 const Table kTable = {
     .target = LANEWISE_NAME(LANEWISE_TARGET),
     .lanes = kLanes,
+    .attention = attention,
+    .attention_backward = attention_backward,
     .rope = rope,
 };
 

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/kernel.h"
 #include "rope/kernel.h"
 
 namespace lanewise {
@@ -12,6 +13,8 @@ struct Table {
   const char* target;
   int lanes;
 
+  void (*attention)(const AttentionParams&);
+  void (*attention_backward)(const AttentionBackwardParams&);
   void (*rope)(const RopeParams&);
 };
 

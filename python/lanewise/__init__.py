@@ -4,8 +4,8 @@ Importing registers every op as ``torch.ops.lanewise.*``; the same ops are plain
 ``lanewise.attention(q, k, v, causal=True)``.
 """
 
-from lanewise.ops import rope
+from lanewise.ops import attention, rope
 
 __version__ = "0.1.0"
 
-__all__ = ["rope"]
+__all__ = ["attention", "rope"]
