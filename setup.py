@@ -62,7 +62,7 @@ def sources(pattern: str) -> list[str]:
     return sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").glob(pattern))
 
 
-KERNELS = [*sources("*/kernel.cpp"), "csrc/dispatch/table.cpp"]
+KERNELS = [*sources("*/kernel*.cpp"), "csrc/dispatch/table.cpp"]
 HELPERS = ["csrc/dispatch/cpu.cpp", "csrc/dispatch/scratch.cpp"]
 
 

@@ -36,6 +36,7 @@ PYBIND11_MODULE(_host, m) {
       "float32 lanes of a target's vectors.");
   m.def("cache_sizes", cache_sizes, "Bytes of the data caches: l1 and l2 of a core, l3 shared.");
   bind_activation(m);
+  bind_attention(m);
   bind_gemm(m);
   bind_norm(m);
   bind_rope(m);

@@ -26,6 +26,7 @@ inline int64_t stride(const py::array& a, int dim) { return a.strides(dim) / a.i
 
 // Each family adds its functions; the first argument of every kernel is the target's name.
 void bind_activation(py::module_& m);
+void bind_attention(py::module_& m);
 void bind_gemm(py::module_& m);
 void bind_norm(py::module_& m);
 void bind_rope(py::module_& m);

@@ -39,4 +39,15 @@ inline void parallel_ranges(int64_t count, int64_t grain, int threads, F&& f) {
   });
 }
 
+// Runs f(task) for every task in [0, count), each thread taking the next one when it is free: for
+// tasks of unequal size, largest first.
+template <class F>
+inline void parallel_tasks(int64_t count, int threads, F&& f) {
+  int64_t next = 0;
+  parallel(static_cast<int>(count < threads ? count : threads), [&](int, int) {
+    int64_t task;
+    while ((task = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < count) f(task);
+  });
+}
+
 }  // namespace lanewise::LANEWISE_TARGET

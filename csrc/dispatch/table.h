@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "activation/kernel.h"
+#include "attention/kernel.h"
 #include "gemm/kernel.h"
 #include "norm/kernel.h"
 #include "rope/kernel.h"
@@ -16,11 +17,13 @@ struct Table {
   const char* target;
   int lanes;
 
+  void (*activation_backward)(const ActivationBackwardParams&);
+  void (*attention)(const AttentionParams&);
+  void (*attention_backward)(const AttentionBackwardParams&);
   int panel_width;  // columns of a panel of packed weights
   void (*gemm)(const GemmParams&);
   void (*pack_panels)(const PackParams&);
   void (*column_sum)(const ColumnSumParams&);
-  void (*activation_backward)(const ActivationBackwardParams&);
   void (*norm)(const NormParams&);
   void (*norm_backward)(const NormBackwardParams&);
   void (*rope)(const RopeParams&);

@@ -4,8 +4,34 @@ Importing registers every op as ``torch.ops.lanewise.*``; the same ops are plain
 ``lanewise.attention(q, k, v, causal=True)``.
 """
 
-from lanewise.ops import *  # noqa: F403
-from lanewise.ops import __all__
+from lanewise.ops import (
+    add_layer_norm,
+    add_rms_norm,
+    attention,
+    gated_linear,
+    gated_linear_packed,
+    layer_norm,
+    linear,
+    linear_packed,
+    matmul,
+    pack_weight,
+    rms_norm,
+    rope,
+)
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "add_layer_norm",
+    "add_rms_norm",
+    "attention",
+    "gated_linear",
+    "gated_linear_packed",
+    "layer_norm",
+    "linear",
+    "linear_packed",
+    "matmul",
+    "pack_weight",
+    "rms_norm",
+    "rope",
+]

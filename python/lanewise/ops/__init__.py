@@ -1,5 +1,6 @@
 """The ops as plain functions, one file per family."""
 
+from lanewise.ops.attention import attention
 from lanewise.ops.gemm import (
     gated_linear,
     gated_linear_packed,
@@ -8,14 +9,20 @@ from lanewise.ops.gemm import (
     matmul,
     pack_weight,
 )
+from lanewise.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from lanewise.ops.rope import rope
 
 __all__ = [
+    "add_layer_norm",
+    "add_rms_norm",
+    "attention",
     "gated_linear",
     "gated_linear_packed",
+    "layer_norm",
     "linear",
     "linear_packed",
     "matmul",
     "pack_weight",
+    "rms_norm",
     "rope",
 ]

@@ -1,0 +1,138 @@
+// How attention cuts its work into blocks, and the working memory of one.
+#pragma once
+
+#include "attention/scores.h"
+#include "dispatch/cpu.h"
+#include "dispatch/parallel.h"
+#include "dispatch/scratch.h"
+#include "gemm/pack.h"
+
+namespace lanewise::LANEWISE_TARGET {
+
+inline constexpr int kMaxPanels = 16;  // 128 columns of the narrowest target
+
+LANEWISE_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A unit of work owns `columns` tokens, in panels, and meets `rows` of the others at a time. The
+// result does not depend on either: every column's sums run over the rows in order.
+struct Blocking {
+  int64_t columns;
+  int64_t rows;
+
+  int64_t units(int64_t tokens) const { return ceil_div(tokens, columns); }
+};
+
+// What one unit keeps in the caches, in floats.
+struct Footprint {
+  int64_t row;           // of one row of a block
+  int64_t column;        // of one owned column, operands and sums
+  int64_t score_panels;  // panels as tall as a block of rows
+};
+
+// The panels of scores take half of L1 (the rest streams by), a block of rows half of L2, the owned
+// columns a quarter. Fewer columns where that would leave threads without work.
+inline Blocking choose_blocking(int64_t own, int64_t groups, const Footprint& f, int threads) {
+  constexpr int64_t kFloat = sizeof(float);
+  constexpr int64_t kMaxColumns = 128, kMinRows = 16, kUnitsPerThread = 4;
+  const int64_t l1_rows = caches().l1 / 2 / (f.score_panels * kPanelCols * kFloat);
+  const int64_t l2_rows = caches().l2 / 2 / (f.row * kFloat);
+  const int64_t l2_panels = caches().l2 / 4 / (f.column * kPanelCols * kFloat);
+  int64_t panels = smaller(ceil_div(own, kPanelCols), smaller(l2_panels, kMaxColumns / kPanelCols));
+  panels = larger(panels, 1);
+  while (panels > 1 && groups * ceil_div(own, panels * kPanelCols) < kUnitsPerThread * threads)
+    panels = ceil_div(panels, 2);
+  return {panels * kPanelCols, larger(kMinRows, smaller(l1_rows, l2_rows))};
+}
+
+// A parallel region costs about as much as this many multiplications on one thread.
+inline int useful_threads(double multiplications, int threads) {
+  constexpr double kRegion = 1 << 17;
+  return multiplications < kRegion ? 1 : threads;
+}
+
+struct Piece {
+  float** at;
+  int64_t floats;
+};
+
+// Cuts this thread's scratch buffer into pieces that start at cache lines.
+template <int N>
+inline void carve(const Piece (&pieces)[N]) {
+  constexpr int64_t kLine = 16;
+  const auto padded = [](const Piece& p) { return ceil_div(p.floats, kLine) * kLine; };
+  int64_t total = 0;
+  for (const Piece& p : pieces) total += padded(p);
+  float* next = static_cast<float*>(scratch(Scratch::panels, total * sizeof(float)));
+  for (const Piece& p : pieces) {
+    *p.at = next;
+    next += padded(p);
+  }
+}
+
+// Rows begin … end of a head as float32. In place where they lie side by side already or where a
+// single panel reads them, since a copy would cost more than it saves.
+template <class T>
+inline Tokens as_float32(const T* data, int64_t stride, Range rows, int64_t dim, bool reused,
+                         float* buffer) {
+  const T* first = data + rows.begin * stride;
+  if constexpr (sizeof(T) == sizeof(float))
+    if (stride == dim || !reused) return {first, stride};
+  for (int64_t r = 0; r < rows.size(); ++r) convert_row(first + r * stride, buffer + r * dim, dim);
+  return {buffer, dim};
+}
+
+template <class T>
+LANEWISE_INLINE T* head_of(T* data, const HeadStrides& s, int64_t batch, int64_t head) {
+  return data + batch * s.batch + head * s.head;
+}
+
+// Offset of a head's statistics in [batch, heads, queries].
+LANEWISE_INLINE int64_t stats_of(const AttentionParams& p, int64_t batch, int64_t head) {
+  return (batch * p.heads + head) * p.queries;
+}
+
+// Panels of queries: all heads that share a key head side by side, so that they meet each key once.
+// Column n of the stack is head n % group of query n / group, which keeps positions in order.
+struct QueryStack {
+  const AttentionParams& p;
+  int64_t batch, kv_head, group;
+
+  QueryStack(const AttentionParams& params, int64_t unit_group)
+      : p(params),
+        batch(unit_group / params.kv_heads),
+        kv_head(unit_group % params.kv_heads),
+        group(params.heads / params.kv_heads) {}
+
+  int64_t head(int64_t n) const { return kv_head * group + n % group; }
+  int64_t query(int64_t n) const { return n / group; }
+  int64_t position(int64_t n) const { return query(n) + p.keys - p.queries; }
+  int64_t stats(int64_t n) const { return stats_of(p, batch, head(n)) + query(n); }
+
+  template <class T>
+  LANEWISE_INLINE T* row(T* data, const HeadStrides& s, int64_t n) const {
+    return head_of(data, s, batch, head(n)) + query(n) * s.token;
+  }
+
+  void describe(int64_t n0, int count, Columns& columns) const {
+    columns.fill(count, [&](int c) {
+      const int64_t n = n0 + c;
+      columns.position[c] = position(n);
+      columns.slope[c] =
+          p.slopes ? p.slopes[batch * p.slopes_batch + head(n) * p.slopes_head] : 0.0f;
+      columns.bias[c] = batch * p.bias_batch + head(n) * p.bias_head + query(n) * p.bias_query;
+    });
+  }
+};
+
+// The options as panels of queries meet them; rows are keys.
+inline ScoreOptions query_options(const AttentionParams& p) {
+  return {.before = p.window_left,
+          .after = p.window_right,
+          .softcap = p.softcap,
+          .alibi = p.slopes != nullptr,
+          .bias_type = p.bias_type,
+          .bias = p.bias,
+          .bias_row = p.bias_key};
+}
+
+}  // namespace lanewise::LANEWISE_TARGET

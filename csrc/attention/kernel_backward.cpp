@@ -1,0 +1,489 @@
+// Gradients without a score matrix in memory and without atomics: every pass recomputes the weights
+// P = exp(S − lse) of its blocks, and every element of a gradient has one owner that sums in a
+// fixed order. With δ = rowsum(dO ∘ O) − dlse (Dao et al., "FlashAttention", 2022, appendix B):
+//   dS = P ∘ (dO·Vᵀ − δ),  dQ = scale · dS·K,  dK = scale · dSᵀ·Q,  dV = Pᵀ·dO,  dbias = dS.
+#include "attention/blocks.h"
+#include "attention/kernel.h"
+
+namespace lanewise::LANEWISE_TARGET {
+
+namespace {
+
+// A query that attended nothing has lse −inf; +inf instead makes all its weights exp(−inf) = 0.
+LANEWISE_INLINE f32v live_lse(f32v lse) {
+  return lse == -__builtin_inff() ? broadcast(__builtin_inff()) : lse;
+}
+
+// scores become P, products (dO·Vᵀ) become dS.
+template <class LseOf, class DeltaOf>
+LANEWISE_INLINE void score_gradients(float* scores, float* products, int64_t rows, LseOf lse,
+                                     DeltaOf delta) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int v = 0; v < kPanelVectors; ++v) {
+      const int64_t at = r * kPanelCols + v * kLanes;
+      const f32v weight = exp(load(scores + at) - lse(r, v));
+      store(scores + at, weight);
+      store(products + at, weight * (load(products + at) - delta(r, v)));
+    }
+}
+
+// Through the cap: dS of the capped score times its derivative.
+LANEWISE_INLINE void uncap(const float* derivative, int64_t rows, float* gradients) {
+  for_each_vector(gradients, rows, [&](f32v g, int64_t r, int v) {
+    return g * load(derivative + r * kPanelCols + v * kLanes);
+  });
+}
+
+void fill(float* p, int64_t count, float value) {
+  for (int64_t i = 0; i < count; ++i) p[i] = value;
+}
+
+// --- δ -------------------------------------------------------------------------------------------
+
+template <class T>
+void delta_rows(const AttentionBackwardParams& b, int64_t begin, int64_t end) {
+  const AttentionParams& p = b.forward;
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t query = row % p.queries, head = row / p.queries % p.heads;
+    const int64_t batch = row / p.queries / p.heads;
+    const T* out = head_of(static_cast<const T*>(p.out), p.out_strides, batch, head) +
+                   query * p.out_strides.token;
+    const T* grad = head_of(static_cast<const T*>(b.grad_out), b.grad_out_strides, batch, head) +
+                    query * b.grad_out_strides.token;
+    f32v total = broadcast(0.0f);
+    for (int64_t i = 0; i < p.value_dim; i += kLanes)
+      total += load_some(out + i, p.value_dim - i) * load_some(grad + i, p.value_dim - i);
+    const bool dead = p.lse[row] == -__builtin_inff();
+    b.delta[row] = dead ? 0.0f : sum(total) - (b.grad_lse ? b.grad_lse[row] : 0.0f);
+  }
+}
+
+// --- dQ: columns are queries, rows keys
+// -------------------------------------------------------------
+
+template <class T>
+class QueryGradients {
+ public:
+  static constexpr int64_t kScorePanels = 2;
+
+  QueryGradients(const AttentionBackwardParams& params, const Blocking& bl, int64_t group,
+                 int64_t n0, int64_t count)
+      : b(params),
+        p(params.forward),
+        blocking(bl),
+        options(query_options(p)),
+        stack(p, group),
+        begin(n0),
+        end(n0 + count),
+        panels(static_cast<int>(ceil_div(count, kPanelCols))) {
+    const int64_t scores_size = blocking.rows * kPanelCols;
+    carve({{&q, blocking.columns * p.dim},
+           {&grad_out, blocking.columns * p.value_dim},
+           {&grad_q, blocking.columns * p.dim},
+           {&scores, scores_size},
+           {&products, scores_size},
+           {&derivative, p.softcap != 0 ? scores_size : 0},
+           {&bias, p.bias_type == BiasType::none ? 0 : scores_size},
+           {&k, blocking.rows * p.dim},
+           {&v, blocking.rows * p.value_dim}});
+  }
+
+  void run() {
+    for (int i = 0; i < panels; ++i) start(i);
+    const Range all =
+        rows_met(options, stack.position(begin), stack.position(end - 1), {0, p.keys});
+    const T* k_head = head_of(static_cast<const T*>(p.k), p.k_strides, stack.batch, stack.kv_head);
+    const T* v_head = head_of(static_cast<const T*>(p.v), p.v_strides, stack.batch, stack.kv_head);
+    for (int64_t row = all.begin; row < all.end; row += blocking.rows) {
+      const Range block = {row, smaller(row + blocking.rows, all.end)};
+      const Tokens keys = as_float32(k_head, p.k_strides.token, block, p.dim, panels > 1, k);
+      const Tokens values =
+          as_float32(v_head, p.v_strides.token, block, p.value_dim, panels > 1, v);
+      for (int i = 0; i < panels; ++i) attend(i, block, keys, values);
+    }
+    for (int i = 0; i < panels; ++i) finish(i);
+  }
+
+ private:
+  int64_t first_column(int i) const { return begin + static_cast<int64_t>(i) * kPanelCols; }
+
+  void start(int i) {
+    const int64_t n0 = first_column(i);
+    const int count = static_cast<int>(smaller(kPanelCols, end - n0));
+    stack.describe(n0, count, columns[i]);
+    pack_columns([&](int c) { return stack.row(static_cast<const T*>(p.q), p.q_strides, n0 + c); },
+                 count, p.dim, p.scale, q + i * kPanelCols * p.dim);
+    pack_columns(
+        [&](int c) {
+          return stack.row(static_cast<const T*>(b.grad_out), b.grad_out_strides, n0 + c);
+        },
+        count, p.value_dim, 1.0f, grad_out + i * kPanelCols * p.value_dim);
+    fill(grad_q + i * kPanelCols * p.dim, kPanelCols * p.dim, 0.0f);
+    fill(lse[i], kPanelCols, 0.0f);
+    fill(delta[i], kPanelCols, 0.0f);
+    for (int c = 0; c < count; ++c) {
+      lse[i][c] = p.lse[stack.stats(n0 + c)];
+      delta[i][c] = b.delta[stack.stats(n0 + c)];
+    }
+  }
+
+  void attend(int i, Range block, Tokens keys, Tokens values) {
+    const Range rows = rows_met(options, columns[i].first(), columns[i].last(), block);
+    if (rows.empty()) return;
+    keys = keys.from(rows.begin - block.begin);
+    values = values.from(rows.begin - block.begin);
+    meet(keys, rows.size(), p.dim, q + i * kPanelCols * p.dim, scores);
+    apply_options(options, columns[i], rows, scores, derivative, bias);
+    meet(values, rows.size(), p.value_dim, grad_out + i * kPanelCols * p.value_dim, products);
+    score_gradients(
+        scores, products, rows.size(),
+        [&](int64_t, int v) { return live_lse(load(lse[i] + v * kLanes)); },
+        [&](int64_t, int v) { return load(delta[i] + v * kLanes); });
+    if (p.softcap != 0) uncap(derivative, rows.size(), products);
+    mix(keys, rows.size(), p.dim, products, grad_q + i * kPanelCols * p.dim, Start::accumulate);
+  }
+
+  void finish(int i) {
+    float factor[kPanelCols];
+    fill(factor, kPanelCols, p.scale);
+    unpack_columns(grad_q + i * kPanelCols * p.dim, columns[i].count, p.dim, factor, [&](int c) {
+      return stack.row(static_cast<T*>(b.grad_q), b.grad_q_strides, first_column(i) + c);
+    });
+  }
+
+  const AttentionBackwardParams& b;
+  const AttentionParams& p;
+  const Blocking& blocking;
+  const ScoreOptions options;
+  const QueryStack stack;
+  const int64_t begin, end;  // columns of the stack
+  const int panels;
+  float *q, *grad_out, *grad_q, *scores, *products, *derivative, *bias, *k, *v;
+  Columns columns[kMaxPanels];
+  float lse[kMaxPanels][kPanelCols], delta[kMaxPanels][kPanelCols];
+};
+
+// --- dK, dV, dbias: columns are keys, rows queries
+// ---------------------------------------------------
+
+// The options as panels of keys meet them. Key j stands at query j − (keys − queries), and the
+// window is seen from its other end.
+ScoreOptions key_options(const AttentionParams& p) {
+  ScoreOptions o = query_options(p);
+  o.before = p.window_right;
+  o.after = p.window_left;
+  o.bias_row = p.bias_query;
+  return o;
+}
+
+void describe_keys(const AttentionParams& p, int64_t batch, int64_t head, int64_t j0, int count,
+                   Columns& columns) {
+  columns.fill(count, [&](int c) {
+    const int64_t j = j0 + c;
+    columns.position[c] = j - (p.keys - p.queries);
+    columns.slope[c] = p.slopes ? p.slopes[batch * p.slopes_batch + head * p.slopes_head] : 0.0f;
+    columns.bias[c] = batch * p.bias_batch + head * p.bias_head + j * p.bias_key;
+  });
+}
+
+// One query head's rows, as the panels of keys meet them.
+template <class T>
+struct QueryRows {
+  const AttentionBackwardParams& b;
+  const AttentionParams& p = b.forward;
+  float *q_buffer, *grad_buffer, *scores, *products, *derivative, *bias;
+  ScoreOptions options = key_options(p);
+  int64_t stats = 0;
+  Range block = {0, 0};
+  Tokens queries = {}, gradients = {};
+
+  void load_block(int64_t batch, int64_t head, Range rows, bool reused) {
+    block = rows;
+    stats = stats_of(p, batch, head);
+    queries = as_float32(head_of(static_cast<const T*>(p.q), p.q_strides, batch, head),
+                         p.q_strides.token, rows, p.dim, reused, q_buffer);
+    gradients =
+        as_float32(head_of(static_cast<const T*>(b.grad_out), b.grad_out_strides, batch, head),
+                   b.grad_out_strides.token, rows, p.value_dim, reused, grad_buffer);
+  }
+
+  // Leaves P in scores and dS, not yet through the cap, in products, for the rows returned.
+  Range meet_panel(const Columns& columns, const float* k, const float* v) {
+    const Range rows = rows_met(options, columns.first(), columns.last(), block);
+    if (rows.empty()) return rows;
+    const int64_t skip = rows.begin - block.begin;
+    meet(queries.from(skip), rows.size(), p.dim, k, scores);
+    apply_options(options, columns, rows, scores, derivative, bias);
+    meet(gradients.from(skip), rows.size(), p.value_dim, v, products);
+    const float* lse = p.lse + stats + rows.begin;
+    const float* delta = b.delta + stats + rows.begin;
+    score_gradients(
+        scores, products, rows.size(), [&](int64_t r, int) { return live_lse(broadcast(lse[r])); },
+        [&](int64_t r, int) { return broadcast(delta[r]); });
+    return rows;
+  }
+};
+
+template <class T>
+void pack_keys(const AttentionParams& p, int64_t batch, int64_t kv_head, int64_t j0, int count,
+               float* k, float* v) {
+  const T* k_head = head_of(static_cast<const T*>(p.k), p.k_strides, batch, kv_head);
+  const T* v_head = head_of(static_cast<const T*>(p.v), p.v_strides, batch, kv_head);
+  pack_columns([&](int c) { return k_head + (j0 + c) * p.k_strides.token; }, count, p.dim, p.scale,
+               k);
+  pack_columns([&](int c) { return v_head + (j0 + c) * p.v_strides.token; }, count, p.value_dim,
+               1.0f, v);
+}
+
+template <class T>
+class KeyGradients {
+ public:
+  static constexpr int64_t kScorePanels = 2;
+
+  KeyGradients(const AttentionBackwardParams& params, const Blocking& bl, int64_t group, int64_t j0,
+               int64_t count)
+      : b(params),
+        p(params.forward),
+        blocking(bl),
+        batch(group / p.kv_heads),
+        kv_head(group % p.kv_heads),
+        begin(j0),
+        end(j0 + count),
+        panels(static_cast<int>(ceil_div(count, kPanelCols))),
+        rows{.b = params} {
+    const int64_t scores_size = blocking.rows * kPanelCols;
+    carve({{&k, blocking.columns * p.dim},
+           {&v, blocking.columns * p.value_dim},
+           {&grad_k, blocking.columns * p.dim},
+           {&grad_v, blocking.columns * p.value_dim},
+           {&rows.scores, scores_size},
+           {&rows.products, scores_size},
+           {&rows.derivative, p.softcap != 0 ? scores_size : 0},
+           {&rows.bias, p.bias_type == BiasType::none ? 0 : scores_size},
+           {&rows.q_buffer, blocking.rows * p.dim},
+           {&rows.grad_buffer, blocking.rows * p.value_dim}});
+  }
+
+  void run() {
+    for (int i = 0; i < panels; ++i) {
+      pack_keys<T>(p, batch, kv_head, first_column(i), count(i), k + i * kPanelCols * p.dim,
+                   v + i * kPanelCols * p.value_dim);
+      fill(grad_k + i * kPanelCols * p.dim, kPanelCols * p.dim, 0.0f);
+      fill(grad_v + i * kPanelCols * p.value_dim, kPanelCols * p.value_dim, 0.0f);
+    }
+    const int64_t group = p.heads / p.kv_heads;
+    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) meet_head(head);
+    for (int i = 0; i < panels; ++i) finish(i);
+  }
+
+ private:
+  int64_t first_column(int i) const { return begin + static_cast<int64_t>(i) * kPanelCols; }
+  int count(int i) const { return static_cast<int>(smaller(kPanelCols, end - first_column(i))); }
+
+  void meet_head(int64_t head) {
+    for (int i = 0; i < panels; ++i)
+      describe_keys(p, batch, head, first_column(i), count(i), columns[i]);
+    const Range all =
+        rows_met(rows.options, columns[0].first(), columns[panels - 1].last(), {0, p.queries});
+    for (int64_t row = all.begin; row < all.end; row += blocking.rows) {
+      rows.load_block(batch, head, {row, smaller(row + blocking.rows, all.end)}, panels > 1);
+      for (int i = 0; i < panels; ++i) accumulate(i);
+    }
+  }
+
+  void accumulate(int i) {
+    const Range met =
+        rows.meet_panel(columns[i], k + i * kPanelCols * p.dim, v + i * kPanelCols * p.value_dim);
+    if (met.empty()) return;
+    if (p.softcap != 0) uncap(rows.derivative, met.size(), rows.products);
+    const int64_t skip = met.begin - rows.block.begin;
+    mix(rows.gradients.from(skip), met.size(), p.value_dim, rows.scores,
+        grad_v + i * kPanelCols * p.value_dim, Start::accumulate);
+    mix(rows.queries.from(skip), met.size(), p.dim, rows.products, grad_k + i * kPanelCols * p.dim,
+        Start::accumulate);
+  }
+
+  void finish(int i) {
+    float factor[kPanelCols];
+    T* k_head = head_of(static_cast<T*>(b.grad_k), b.grad_k_strides, batch, kv_head);
+    T* v_head = head_of(static_cast<T*>(b.grad_v), b.grad_v_strides, batch, kv_head);
+    fill(factor, kPanelCols, p.scale);
+    unpack_columns(grad_k + i * kPanelCols * p.dim, count(i), p.dim, factor,
+                   [&](int c) { return k_head + (first_column(i) + c) * b.grad_k_strides.token; });
+    fill(factor, kPanelCols, 1.0f);
+    unpack_columns(grad_v + i * kPanelCols * p.value_dim, count(i), p.value_dim, factor,
+                   [&](int c) { return v_head + (first_column(i) + c) * b.grad_v_strides.token; });
+  }
+
+  const AttentionBackwardParams& b;
+  const AttentionParams& p;
+  const Blocking& blocking;
+  const int64_t batch, kv_head;
+  const int64_t begin, end;  // keys
+  const int panels;
+  QueryRows<T> rows;
+  float *k, *v, *grad_k, *grad_v;
+  Columns columns[kMaxPanels];
+};
+
+// The gradient of one part of the bias: summed over every dimension in which the bias broadcasts,
+// split into parts along those in which it does not.
+template <class T>
+class BiasGradient {
+ public:
+  BiasGradient(const AttentionBackwardParams& params, int64_t row_block)
+      : b(params), p(params.forward), block(row_block), rows{.b = params} {
+    const int64_t scores_size = block * kPanelCols;
+    carve({{&k, kPanelCols * p.dim},
+           {&v, kPanelCols * p.value_dim},
+           {&rows.scores, scores_size},
+           {&rows.products, scores_size},
+           {&rows.derivative, p.softcap != 0 ? scores_size : 0},
+           {&rows.bias, scores_size},
+           {&rows.q_buffer, block * p.dim},
+           {&rows.grad_buffer, block * p.value_dim}});
+  }
+
+  static int64_t key_parts(const AttentionBackwardParams& b) {
+    return b.bias_keys > 1 ? ceil_div(b.forward.keys, kPanelCols) : 1;
+  }
+  static int64_t query_parts(const AttentionBackwardParams& b, int64_t block) {
+    return b.bias_queries > 1 ? ceil_div(b.forward.queries, block) : 1;
+  }
+
+  void run(int64_t part) {
+    const int64_t key_part = part % key_parts(b);
+    part /= key_parts(b);
+    const int64_t query_part = part % query_parts(b, block);
+    part /= query_parts(b, block);
+    const int64_t bias_head = part % b.bias_heads, bias_batch = part / b.bias_heads;
+
+    const auto share = [](bool split, int64_t index, int64_t size, int64_t whole) -> Range {
+      if (!split) return {0, whole};
+      return {index * size, smaller((index + 1) * size, whole)};
+    };
+    const Range batches = share(b.bias_batches > 1, bias_batch, 1, p.batch);
+    const Range heads = share(b.bias_heads > 1, bias_head, 1, p.heads);
+    const Range queries = share(b.bias_queries > 1, query_part, block, p.queries);
+    const Range keys = share(b.bias_keys > 1, key_part, kPanelCols, p.keys);
+    grad = b.grad_bias + (bias_batch * b.bias_heads + bias_head) * b.bias_queries * b.bias_keys;
+    for (int64_t batch = batches.begin; batch < batches.end; ++batch)
+      for (int64_t head = heads.begin; head < heads.end; ++head)
+        for (int64_t j = keys.begin; j < keys.end; j += kPanelCols)
+          meet_panel(batch, head, j, static_cast<int>(smaller(kPanelCols, keys.end - j)), queries);
+  }
+
+ private:
+  void meet_panel(int64_t batch, int64_t head, int64_t j0, int count, Range queries) {
+    describe_keys(p, batch, head, j0, count, columns);
+    const Range all = rows_met(rows.options, columns.first(), columns.last(), queries);
+    if (all.empty()) return;
+    pack_keys<T>(p, batch, head / (p.heads / p.kv_heads), j0, count, k, v);
+    for (int64_t row = all.begin; row < all.end; row += block) {
+      rows.load_block(batch, head, {row, smaller(row + block, all.end)}, false);
+      add(rows.meet_panel(columns, k, v), j0);
+    }
+  }
+
+  void add(Range met, int64_t j0) {
+    if (b.bias_queries > 1) {
+      for (int64_t r = 0; r < met.size(); ++r)
+        add_row(rows.products + r * kPanelCols, met.begin + r, j0);
+      return;
+    }
+    float total[kPanelCols] = {};
+    for (int64_t r = 0; r < met.size(); ++r)
+      for (int c = 0; c < kPanelCols; ++c) total[c] += rows.products[r * kPanelCols + c];
+    add_row(total, 0, j0);
+  }
+
+  void add_row(const float* gradients, int64_t query, int64_t j0) {
+    float* row = grad + query * b.bias_keys;
+    if (b.bias_keys > 1) {
+      for (int c = 0; c < columns.count; ++c) row[j0 + c] += gradients[c];
+      return;
+    }
+    float total = 0.0f;
+    for (int c = 0; c < columns.count; ++c) total += gradients[c];
+    *row += total;
+  }
+
+  const AttentionBackwardParams& b;
+  const AttentionParams& p;
+  const int64_t block;
+  QueryRows<T> rows;
+  float *k, *v;
+  float* grad = nullptr;
+  Columns columns;
+};
+
+// --- sinks ---------------------------------------------------------------------------------------
+
+// A sink's weight exp(sink − lse) mixes no value, so its score's gradient is −weight · δ.
+void sink_gradient(const AttentionBackwardParams& b, int64_t head) {
+  const AttentionParams& p = b.forward;
+  f32v total = broadcast(0.0f);
+  for (int64_t batch = 0; batch < p.batch; ++batch) {
+    const int64_t stats = stats_of(p, batch, head);
+    for (int64_t i = 0; i < p.queries; i += kLanes) {
+      const int64_t rest = p.queries - i;
+      const f32v lse = live_lse(load_some(p.lse + stats + i, rest));
+      const f32v there = select(lane_index() < static_cast<int32_t>(smaller(rest, kLanes)), lse,
+                                broadcast(__builtin_inff()));
+      total -= exp(p.sinks[head] - there) * load_some(b.delta + stats + i, rest);
+    }
+  }
+  b.grad_sinks[head] = sum(total);
+}
+
+// Runs Unit over all columns of all groups, the last ones first where `descending`.
+template <class Unit>
+void run_units(const AttentionBackwardParams& b, int64_t own, bool descending,
+               int64_t column_floats, int threads) {
+  const AttentionParams& p = b.forward;
+  const int64_t groups = p.batch * p.kv_heads;
+  const Blocking blocking = choose_blocking(
+      own, groups,
+      {.row = p.dim + p.value_dim, .column = column_floats, .score_panels = Unit::kScorePanels},
+      threads);
+  const int64_t units = blocking.units(own);
+  parallel_tasks(groups * units, threads, [&](int64_t task) {
+    const int64_t unit = descending ? units - 1 - task % units : task % units;
+    const int64_t first = unit * blocking.columns;
+    Unit(b, blocking, task / units, first, smaller(blocking.columns, own - first)).run();
+  });
+}
+
+template <class T>
+void bias_gradient(const AttentionBackwardParams& b, int threads) {
+  const AttentionParams& p = b.forward;
+  const int64_t block =
+      choose_blocking(p.keys, 1, {.row = p.dim + p.value_dim, .column = 1, .score_panels = 2}, 1)
+          .rows;
+  const int64_t parts = b.bias_batches * b.bias_heads * BiasGradient<T>::key_parts(b) *
+                        BiasGradient<T>::query_parts(b, block);
+  parallel_tasks(parts, threads, [&](int64_t part) { BiasGradient<T>(b, block).run(part); });
+}
+
+}  // namespace
+
+void attention_backward(const AttentionBackwardParams& b) {
+  const AttentionParams& p = b.forward;
+  if (p.batch == 0) return;
+  const int64_t rows = p.batch * p.heads * p.queries, dims = p.dim + p.value_dim;
+  const int threads = useful_threads(static_cast<double>(rows) * (p.keys * dims), p.threads);
+  with_dtype(p.dtype, [&](auto element) {
+    using T = decltype(element);
+    constexpr int64_t kGrain = 64;
+    parallel_ranges(rows, kGrain, threads,
+                    [&](int64_t begin, int64_t end) { delta_rows<T>(b, begin, end); });
+    // With causality the last queries meet the most keys, and the first keys the most queries.
+    run_units<QueryGradients<T>>(b, p.queries * (p.heads / p.kv_heads), true, dims + p.dim,
+                                 threads);
+    run_units<KeyGradients<T>>(b, p.keys, false, 2 * dims, threads);
+    if (b.grad_bias) bias_gradient<T>(b, threads);
+  });
+  if (b.grad_sinks) parallel_tasks(p.heads, threads, [&](int64_t head) { sink_gradient(b, head); });
+}
+
+}  // namespace lanewise::LANEWISE_TARGET

@@ -1,0 +1,131 @@
+#include "attention/blocks.h"
+#include "attention/kernel.h"
+#include "attention/softmax.h"
+
+namespace lanewise::LANEWISE_TARGET {
+
+namespace {
+
+struct Buffers {
+  float *q, *out, *scores, *bias, *k, *v;
+
+  Buffers(const AttentionParams& p, const Blocking& b) {
+    carve({{&q, b.columns * p.dim},
+           {&out, b.columns * p.value_dim},
+           {&scores, b.rows * kPanelCols},
+           {&bias, p.bias_type == BiasType::none ? 0 : b.rows * kPanelCols},
+           {&k, b.rows * p.dim},
+           {&v, b.rows * p.value_dim}});
+  }
+};
+
+// Columns n0 … n0 + count of a query stack, from their queries to their outputs.
+template <class T>
+class Unit {
+ public:
+  Unit(const AttentionParams& params, const Blocking& b, int64_t group, int64_t n0, int64_t count)
+      : p(params),
+        options(query_options(params)),
+        blocking(b),
+        stack(params, group),
+        buffers(params, b),
+        begin(n0),
+        end(n0 + count),
+        panels(static_cast<int>(ceil_div(count, kPanelCols))) {}
+
+  void run() {
+    for (int i = 0; i < panels; ++i) start(i);
+    const Range all =
+        rows_met(options, stack.position(begin), stack.position(end - 1), {0, p.keys});
+    const T* k = head_of(static_cast<const T*>(p.k), p.k_strides, stack.batch, stack.kv_head);
+    const T* v = head_of(static_cast<const T*>(p.v), p.v_strides, stack.batch, stack.kv_head);
+    // Blocks start at fixed rows, wherever the unit's range does: the same sums for any cut.
+    for (int64_t row = all.begin / blocking.rows * blocking.rows; row < all.end;
+         row += blocking.rows) {
+      const Range block = {larger(row, all.begin), smaller(row + blocking.rows, all.end)};
+      const bool reused = panels > 1;
+      const Tokens keys = as_float32(k, p.k_strides.token, block, p.dim, reused, buffers.k);
+      const Tokens values = as_float32(v, p.v_strides.token, block, p.value_dim, reused, buffers.v);
+      for (int i = 0; i < panels; ++i) attend(i, block, keys, values);
+    }
+    for (int i = 0; i < panels; ++i) finish(i);
+  }
+
+ private:
+  int64_t first_column(int i) const { return begin + static_cast<int64_t>(i) * kPanelCols; }
+  int columns_of(int i) const {
+    return static_cast<int>(smaller(kPanelCols, end - first_column(i)));
+  }
+  float* q_panel(int i) const { return buffers.q + i * kPanelCols * p.dim; }
+  float* out_panel(int i) const { return buffers.out + i * kPanelCols * p.value_dim; }
+
+  void start(int i) {
+    const int64_t n0 = first_column(i);
+    stack.describe(n0, columns_of(i), columns[i]);
+    float sink[kPanelCols];
+    for (int c = 0; c < kPanelCols; ++c)
+      sink[c] = p.sinks && c < columns[i].count ? p.sinks[stack.head(n0 + c)] : -__builtin_inff();
+    softmax[i].start(sink);
+    started[i] = false;
+    pack_columns([&](int c) { return stack.row(static_cast<const T*>(p.q), p.q_strides, n0 + c); },
+                 columns[i].count, p.dim, p.scale, q_panel(i));
+  }
+
+  void attend(int i, Range block, Tokens keys, Tokens values) {
+    const Range rows = rows_met(options, columns[i].first(), columns[i].last(), block);
+    if (rows.empty()) return;
+    const int64_t skip = rows.begin - block.begin;
+    meet(keys.from(skip), rows.size(), p.dim, q_panel(i), buffers.scores);
+    apply_options(options, columns[i], rows, buffers.scores, nullptr, buffers.bias);
+    softmax[i].update(buffers.scores, rows.size());
+    mix(values.from(skip), rows.size(), p.value_dim, buffers.scores, out_panel(i),
+        started[i] ? Start::rescale : Start::zero, softmax[i].factor);
+    started[i] = true;
+  }
+
+  void finish(int i) {
+    const int64_t n0 = first_column(i);
+    if (!started[i])
+      for (int64_t e = 0; e < kPanelCols * p.value_dim; ++e) out_panel(i)[e] = 0.0f;
+    float lse[kPanelCols];
+    softmax[i].finish(lse);
+    for (int c = 0; c < columns[i].count; ++c) p.lse[stack.stats(n0 + c)] = lse[c];
+    unpack_columns(out_panel(i), columns[i].count, p.value_dim, softmax[i].factor,
+                   [&](int c) { return stack.row(static_cast<T*>(p.out), p.out_strides, n0 + c); });
+  }
+
+  const AttentionParams& p;
+  const ScoreOptions options;
+  const Blocking& blocking;
+  const QueryStack stack;
+  const Buffers buffers;
+  const int64_t begin, end;  // columns of the stack
+  const int panels;
+  Columns columns[kMaxPanels];
+  Softmax softmax[kMaxPanels];
+  bool started[kMaxPanels];
+};
+
+}  // namespace
+
+void attention(const AttentionParams& p) {
+  const int64_t groups = p.batch * p.kv_heads;
+  if (groups == 0 || p.heads == 0 || p.queries == 0) return;
+  const int64_t own = p.queries * (p.heads / p.kv_heads);
+  const double work = static_cast<double>(groups * own) * (p.keys * (p.dim + p.value_dim));
+  const int threads = useful_threads(work, p.threads);
+  const Blocking blocking = choose_blocking(
+      own, groups, {.row = p.dim + p.value_dim, .column = p.dim + p.value_dim, .score_panels = 1},
+      threads);
+  const int64_t units = blocking.units(own);
+  with_dtype(p.dtype, [&](auto element) {
+    parallel_tasks(groups * units, threads, [&](int64_t task) {
+      // A causal unit's work grows with its queries: the last ones first.
+      const int64_t n0 = (units - 1 - task % units) * blocking.columns;
+      Unit<decltype(element)>(p, blocking, task / units, n0, smaller(blocking.columns, own - n0))
+          .run();
+    });
+  });
+}
+
+}  // namespace lanewise::LANEWISE_TARGET

@@ -1,0 +1,147 @@
+// Panels: the layout that both passes of attention compute in, and the products between them.
+//
+// A panel holds a few columns, one per lane of kPanelVectors vectors, and any number of rows. The
+// columns are the tokens that a unit of work owns (queries going forward), the rows are the tokens
+// they meet (keys), so that
+//   - softmax runs down the lanes: no reduction ever crosses them;
+//   - a row-major matrix of tokens is read where it lies, one broadcast element at a time, whether
+//     its rows meet the panel's (scores = K · panel) or mix them (output = Vᵀ · panel): neither K,
+//     V nor the probabilities are transposed, only the owned tokens, once;
+//   - a number of keys that does not fill a tile costs nothing.
+#pragma once
+
+#include "gemm/tile.h"
+#include "simd/simd.h"
+
+namespace lanewise::LANEWISE_TARGET {
+
+inline constexpr int kPanelVectors = 2;
+inline constexpr int kPanelCols = kPanelVectors * kLanes;
+
+// Rows of a register tile: 12 accumulators, 2 panel vectors and 2 broadcasts fill 16 registers; of
+// 32 registers 8 rows use but half, yet more would need more row pointers than a CPU has.
+inline constexpr int kPanelRows = kRegisters == 16 ? 6 : 8;
+
+enum class Start {
+  zero,        // out = product
+  accumulate,  // out = out + product
+  rescale,     // out = out · factor (one per column) + product
+};
+
+// out[r][:] = Σ_k a[r·ROW + k·COL] · b[k][:], one of the strides known to be 1.
+template <int ROWS, bool TRANSPOSED>
+inline void panel_tile(const float* a, int64_t lda, const float* b, int64_t depth, float* out,
+                       Start start, const float* factor) {
+  f32v sum[ROWS][kPanelVectors];
+  for (int r = 0; r < ROWS; ++r)
+    for (int v = 0; v < kPanelVectors; ++v) {
+      const float* from = out + r * kPanelCols + v * kLanes;
+      sum[r][v] = start == Start::zero ? broadcast(0.0f) : load(from);
+      if (start == Start::rescale) sum[r][v] *= load(factor + v * kLanes);
+    }
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < depth; ++k) {
+    f32v panel[kPanelVectors];
+    for (int v = 0; v < kPanelVectors; ++v) panel[v] = load(b + k * kPanelCols + v * kLanes);
+    for (int r = 0; r < ROWS; ++r) {
+      const f32v element = broadcast(TRANSPOSED ? a[k * lda + r] : a[r * lda + k]);
+      for (int v = 0; v < kPanelVectors; ++v) sum[r][v] += element * panel[v];
+    }
+  }
+  for (int r = 0; r < ROWS; ++r)
+    for (int v = 0; v < kPanelVectors; ++v) store(out + r * kPanelCols + v * kLanes, sum[r][v]);
+}
+
+// Splits `rows` into tiles whose sizes differ by at most one: a last tile of one or two rows would
+// wait for its few sums to finish.
+template <bool TRANSPOSED>
+inline void panel_product(const float* a, int64_t lda, int64_t rows, const float* b, int64_t depth,
+                          float* out, Start start, const float* factor) {
+  const int64_t tiles = (rows + kPanelRows - 1) / kPanelRows;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t r = rows * t / tiles;
+    const float* first = TRANSPOSED ? a + r : a + r * lda;
+    with_rows<kPanelRows>(static_cast<int>(rows * (t + 1) / tiles - r), [&](auto count) {
+      panel_tile<decltype(count)::value, TRANSPOSED>(first, lda, b, depth, out + r * kPanelCols,
+                                                     start, factor);
+    });
+  }
+}
+
+// A row-major matrix of float32 tokens, stride 1 along a token.
+struct Tokens {
+  const float* data;
+  int64_t stride;  // from one token to the next
+
+  Tokens from(int64_t token) const { return {data + token * stride, stride}; }
+};
+
+// out[t][:] = Σ_d a[t][d] · b[d][:] for `tokens` rows t: every token meets every column.
+inline void meet(Tokens a, int64_t tokens, int64_t dim, const float* b, float* out) {
+  panel_product<false>(a.data, a.stride, tokens, b, dim, out, Start::zero, nullptr);
+}
+
+// out[d][:] = start + Σ_t a[t][d] · weights[t][:]: every column mixes the tokens.
+inline void mix(Tokens a, int64_t tokens, int64_t dim, const float* weights, float* out,
+                Start start, const float* factor = nullptr) {
+  panel_product<true>(a.data, a.stride, dim, weights, tokens, out, start, factor);
+}
+
+// In place: lane j of v[i] becomes lane i of v[j]. Step s swaps blocks of s lanes between the
+// vectors i and i + s.
+template <int STEP = 1>
+LANEWISE_INLINE void transpose(f32v (&v)[kLanes]) {
+  const i32v lane = lane_index();
+  const i32v odd = (lane & STEP) != 0;
+  const i32v low = odd ? lane - STEP + kLanes : lane;
+  const i32v high = odd ? lane + kLanes : lane + STEP;
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if (i & STEP) continue;
+    const f32v a = v[i], b = v[i + STEP];
+    v[i] = __builtin_shuffle(a, b, low);
+    v[i + STEP] = __builtin_shuffle(a, b, high);
+  }
+  if constexpr (2 * STEP < kLanes) transpose<2 * STEP>(v);
+}
+
+LANEWISE_INLINE f32v load_some(const auto* p, int64_t count) {
+  return count >= kLanes ? load(p) : load(p, static_cast<int>(count));
+}
+
+LANEWISE_INLINE void store_some(auto* p, f32v v, int64_t count) {
+  count >= kLanes ? store(p, v) : store(p, v, static_cast<int>(count));
+}
+
+// panel[d][c] = row(c)[d] · scale; columns from `columns` on are zero.
+template <class RowOf>
+LANEWISE_INLINE void pack_columns(RowOf row, int columns, int64_t dim, float scale, float* panel) {
+  for (int c0 = 0; c0 < kPanelCols; c0 += kLanes)
+    for (int64_t d = 0; d < dim; d += kLanes) {
+      f32v tile[kLanes];
+      for (int c = 0; c < kLanes; ++c)
+        tile[c] = c0 + c < columns ? load_some(row(c0 + c) + d, dim - d) * scale : broadcast(0.0f);
+      transpose(tile);
+      for (int i = 0; i < kLanes && d + i < dim; ++i)
+        store(panel + (d + i) * kPanelCols + c0, tile[i]);
+    }
+}
+
+// row(c)[d] = panel[d][c] · factor[c]
+template <class RowOf>
+LANEWISE_INLINE void unpack_columns(const float* panel, int columns, int64_t dim,
+                                    const float* factor, RowOf row) {
+  for (int c0 = 0; c0 < columns; c0 += kLanes) {
+    const f32v scale = load(factor + c0);
+    for (int64_t d = 0; d < dim; d += kLanes) {
+      f32v tile[kLanes];
+      for (int i = 0; i < kLanes; ++i)
+        tile[i] = d + i < dim ? load(panel + (d + i) * kPanelCols + c0) * scale : broadcast(0.0f);
+      transpose(tile);
+      for (int c = 0; c < kLanes && c0 + c < columns; ++c)
+        store_some(row(c0 + c) + d, tile[c], dim - d);
+    }
+  }
+}
+
+}  // namespace lanewise::LANEWISE_TARGET

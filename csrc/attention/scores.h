@@ -1,0 +1,225 @@
+// What turns products into scores, on a panel: softcap, ALiBi, bias and masks, each free where it
+// is not asked for, and masks free on the rows that they leave alone.
+#pragma once
+
+#include "attention/kernel.h"
+#include "attention/panel.h"
+
+namespace lanewise::LANEWISE_TARGET {
+
+struct Range {
+  int64_t begin, end;
+  bool empty() const { return begin >= end; }
+  int64_t size() const { return end - begin; }
+};
+
+// The options of one call, seen from panels whose columns are queries (forward, dQ) or keys (dK,
+// dV).
+struct ScoreOptions {
+  int64_t before, after;  // a column meets rows position − before … position + after; −1: unbounded
+  float softcap;
+  bool alibi;
+  BiasType bias_type;
+  const void* bias;
+  int64_t bias_row;  // stride
+};
+
+// The columns of one panel. Columns beyond `count` repeat the last one, so that a loop over whole
+// vectors reads what is there.
+struct Columns {
+  int count;
+  int64_t position[kPanelCols];  // the row that each stands at; never decreasing
+  float slope[kPanelCols];
+  int64_t bias[kPanelCols];  // offset of each one's bias at row 0
+  bool bias_same;            // one offset for all: a row's bias is a single number
+  bool bias_adjacent;        // offsets that count up: a row's bias is a vector
+
+  int64_t first() const { return position[0]; }
+  int64_t last() const { return position[kPanelCols - 1]; }
+
+  // describe(c) sets entry c.
+  template <class F>
+  LANEWISE_INLINE void fill(int columns, F&& describe) {
+    count = columns;
+    bias_same = bias_adjacent = true;
+    for (int c = 0; c < kPanelCols; ++c) {
+      if (c < columns) {
+        describe(c);
+        bias_same &= bias[c] == bias[0];
+        bias_adjacent &= bias[c] == bias[0] + c;
+      } else {
+        position[c] = position[columns - 1];
+        slope[c] = slope[columns - 1];
+        bias[c] = bias[columns - 1];
+      }
+    }
+  }
+};
+
+LANEWISE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+LANEWISE_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// The rows of `all` that columns standing at first … last meet, at least one of them.
+LANEWISE_INLINE Range rows_met(const ScoreOptions& o, int64_t first, int64_t last, Range all) {
+  return {o.before < 0 ? all.begin : larger(all.begin, first - o.before),
+          o.after < 0 ? all.end : smaller(all.end, last + o.after + 1)};
+}
+
+// Adds f(row) lane by lane: score[r][v] = f(score[r][v], r, v).
+template <class F>
+LANEWISE_INLINE void for_each_vector(float* scores, int64_t rows, F&& f) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int v = 0; v < kPanelVectors; ++v) {
+      float* at = scores + r * kPanelCols + v * kLanes;
+      store(at, f(load(at), r, v));
+    }
+}
+
+// With `derivative`, also leaves the cap's own derivative 1 − tanh² there.
+inline void apply_softcap(float cap, int64_t rows, float* scores, float* derivative) {
+  const float inverse = 1.0f / cap;
+  for_each_vector(scores, rows, [&](f32v s, int64_t r, int v) {
+    const f32v t = tanh(s * inverse);
+    if (derivative) store(derivative + r * kPanelCols + v * kLanes, 1.0f - t * t);
+    return t * cap;
+  });
+}
+
+inline void apply_alibi(const Columns& c, Range rows, float* scores) {
+  float distance[kPanelCols];
+  for (int i = 0; i < kPanelCols; ++i) distance[i] = static_cast<float>(c.position[i] - rows.begin);
+  for_each_vector(scores, rows.size(), [&](f32v s, int64_t r, int v) {
+    const f32v d = abs(load(distance + v * kLanes) - static_cast<float>(r));
+    return s - load(c.slope + v * kLanes) * d;
+  });
+}
+
+// Boolean bias in numbers: 0 attends, −inf masks.
+LANEWISE_INLINE float bias_value(const uint8_t* p) { return *p ? 0.0f : -__builtin_inff(); }
+LANEWISE_INLINE float bias_value(const auto* p) { return to_float(*p); }
+
+LANEWISE_INLINE f32v bias_lanes(const uint8_t* p, int64_t count) {
+  f32v lanes = broadcast(0.0f);
+  for (int i = 0; i < kLanes && i < count; ++i) lanes[i] = bias_value(p + i);
+  return lanes;
+}
+LANEWISE_INLINE f32v bias_lanes(const auto* p, int64_t count) { return load_some(p, count); }
+
+// bias[r][c] of a panel whose columns differ.
+template <class T>
+inline void gather_bias(const T* data, int64_t row_stride, const Columns& c, Range rows,
+                        float* panel) {
+  if (c.bias_adjacent) {
+    for (int64_t r = 0; r < rows.size(); ++r)
+      for (int v = 0; v < kPanelCols; v += kLanes)
+        store(panel + r * kPanelCols + v,
+              v < c.count
+                  ? bias_lanes(data + c.bias[0] + v + (rows.begin + r) * row_stride, c.count - v)
+                  : broadcast(0.0f));
+    return;
+  }
+  if (row_stride != 1) {
+    for (int64_t r = 0; r < rows.size(); ++r)
+      for (int i = 0; i < kPanelCols; ++i)
+        panel[r * kPanelCols + i] = bias_value(data + c.bias[i] + (rows.begin + r) * row_stride);
+    return;
+  }
+  for (int v = 0; v < kPanelCols; v += kLanes)
+    for (int64_t r = 0; r < rows.size(); r += kLanes) {
+      f32v tile[kLanes];
+      for (int i = 0; i < kLanes; ++i)
+        tile[i] = bias_lanes(data + c.bias[v + i] + rows.begin + r, rows.size() - r);
+      transpose(tile);
+      for (int i = 0; i < kLanes && r + i < rows.size(); ++i)
+        store(panel + (r + i) * kPanelCols + v, tile[i]);
+    }
+}
+
+// A masked score is −inf whatever it was, NaN included; an additive bias is added.
+template <bool BOOLEAN>
+LANEWISE_INLINE f32v with_bias(f32v score, f32v bias) {
+  if constexpr (BOOLEAN) return bias == 0.0f ? score : bias;
+  return score + bias;
+}
+
+template <class T>
+inline void apply_bias(const T* data, int64_t row_stride, const Columns& c, Range rows,
+                       float* scores, float* panel) {
+  constexpr bool kBoolean = sizeof(T) == 1;
+  if (c.bias_same) {
+    const T* row = data + c.bias[0] + rows.begin * row_stride;
+    for_each_vector(scores, rows.size(), [&](f32v s, int64_t r, int) {
+      return with_bias<kBoolean>(s, broadcast(bias_value(row + r * row_stride)));
+    });
+    return;
+  }
+  gather_bias(data, row_stride, c, rows, panel);
+  for_each_vector(scores, rows.size(), [&](f32v s, int64_t r, int v) {
+    return with_bias<kBoolean>(s, load(panel + r * kPanelCols + v * kLanes));
+  });
+}
+
+inline void apply_bias(const ScoreOptions& o, const Columns& c, Range rows, float* scores,
+                       float* panel) {
+  const auto apply = [&](const auto* data) {
+    apply_bias(data, o.bias_row, c, rows, scores, panel);
+  };
+  switch (o.bias_type) {
+    case BiasType::none:
+      return;
+    case BiasType::f32:
+      return apply(static_cast<const float*>(o.bias));
+    case BiasType::bf16:
+      return apply(static_cast<const bf16*>(o.bias));
+    case BiasType::f16:
+      return apply(static_cast<const f16*>(o.bias));
+    case BiasType::boolean:
+      return apply(static_cast<const uint8_t*>(o.bias));
+  }
+}
+
+// A row index as the lanes compare it: relative to the range's first, far ones clipped.
+LANEWISE_INLINE int32_t clip(int64_t row) {
+  constexpr int64_t kFar = 1 << 30;
+  return static_cast<int32_t>(row < -kFar ? -kFar : row > kFar ? kFar : row);
+}
+
+// Masks the rows of the range that some column does not meet.
+inline void apply_window(const ScoreOptions& o, const Columns& c, Range rows, float* scores) {
+  const Range open = {o.before < 0 ? rows.begin : larger(rows.begin, c.last() - o.before),
+                      o.after < 0 ? rows.end : smaller(rows.end, c.first() + o.after + 1)};
+  if (open.begin <= rows.begin && open.end >= rows.end) return;
+  int32_t low[kPanelCols], high[kPanelCols];
+  for (int i = 0; i < kPanelCols; ++i) {
+    const int64_t position = c.position[i] - rows.begin;
+    low[i] = clip(o.before < 0 ? -rows.size() : position - o.before);
+    high[i] = clip(o.after < 0 ? rows.size() : position + o.after);
+  }
+  i32v lowest[kPanelVectors], highest[kPanelVectors];
+  __builtin_memcpy(lowest, low, sizeof low);
+  __builtin_memcpy(highest, high, sizeof high);
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    if (row >= open.begin && row < open.end) {
+      row = open.end - 1;
+      continue;
+    }
+    const i32v here = broadcast(static_cast<int32_t>(row - rows.begin));
+    for (int v = 0; v < kPanelVectors; ++v) {
+      float* at = scores + (row - rows.begin) * kPanelCols + v * kLanes;
+      const i32v met = (here >= lowest[v]) & (here <= highest[v]);
+      store(at, select(met, load(at), broadcast(-__builtin_inff())));
+    }
+  }
+}
+
+// `scores` holds the scaled products of `rows`; `derivative` (or null) and `bias_panel` are panels
+// of as many rows.
+inline void apply_options(const ScoreOptions& o, const Columns& c, Range rows, float* scores,
+                          float* derivative, float* bias_panel) {
+  if (o.softcap != 0.0f) apply_softcap(o.softcap, rows.size(), scores, derivative);
+  if (o.alibi) apply_alibi(c, rows, scores);
+  if (o.bias_type != BiasType::none) apply_bias(o, c, rows, scores, bias_panel);
+  if (o.before >= 0 || o.after >= 0) apply_window(o, c, rows, scores);
+}
+
+}  // namespace lanewise::LANEWISE_TARGET
