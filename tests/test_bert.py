@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,15 @@ def test_a_missing_file_is_named(directory: Path) -> None:
     (directory / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         Bert.from_pretrained(directory)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ImportError, match=r"needs the package safetensors: pip install lanewise\["):
+        Bert.from_pretrained(PATH)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ImportError, match="embedding sentences needs the package tokenizers: pip"):
+        SentenceEncoder.from_pretrained(PATH)
 
 
 def test_too_many_tokens_are_refused(encoder: SentenceEncoder) -> None:

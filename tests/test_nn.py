@@ -638,6 +638,13 @@ def test_a_hook_sees_the_product_alone(kind: str) -> None:
     assert_no_worse_than(out, wanted, F.linear(inputs[0], up.weight, up.bias))
 
 
+def test_a_parametrised_weight_is_used() -> None:
+    layer, x = packed_linear(), torch.randn(3, 8)
+    nn.utils.parametrizations.weight_norm(layer)
+    layer.parametrizations.weight.original0.data *= 2
+    assert_computes_from_its_weights(layer, x)
+
+
 # --- compilers -----------------------------------------------------------------------------------
 
 

@@ -6,13 +6,15 @@ import importlib
 from types import ModuleType
 
 
-def require(package: str, purpose: str) -> ModuleType:
-    """Imports ``package``, or raises ImportError with one sentence that says how to get it."""
+def require(module: str, purpose: str) -> ModuleType:
+    """Imports ``module``, or raises ImportError with one sentence that says how to get it."""
+    package = module.partition(".")[0]
     try:
-        return importlib.import_module(package)
+        importlib.import_module(package)
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
         raise ImportError(
             f"lanewise: {purpose} needs the package {package}: pip install lanewise[demo]"
         ) from None
+    return importlib.import_module(module)
