@@ -112,7 +112,7 @@ class BuildKernels(build_ext):
         if host:
             includes = [f"-I{pybind11.get_include()}", *(f"-I{d}" for d in self.include_dirs)]
             faces = ["csrc/host.cpp", *sources("*/host.cpp")]
-            return jobs + [(s, variant, [*COMMON, "-O2", *includes]) for s in faces]
+            return jobs + [(s, variant, [*COMMON, "-O1", *includes]) for s in faces]
         # Torch's headers are not ours to warn about.
         includes = [f"-isystem{d}" for d in torch_include_paths()]
         faces = ["csrc/library.cpp", *sources("*/op.cpp")]
