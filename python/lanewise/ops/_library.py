@@ -48,8 +48,20 @@ def require_one_device(op: str, arguments: dict[str, Any]) -> None:
 
 
 def register_autograd(op: str, backward: Callable, setup_context: Callable) -> None:
-    """Makes an op differentiable."""
-    torch.library.register_autograd(f"lanewise::{op}", backward, setup_context=setup_context)
+    """Makes an op differentiable.
+
+    ``backward`` finds an entry in ``ctx.needs_input_grad`` for every positional argument; torch
+    leaves out those that were not passed.
+    """
+    positional = sum(not a.kwarg_only for a in getattr(ops, op).default._schema.arguments)
+
+    @functools.wraps(backward)
+    def padded(ctx: Any, *grads: torch.Tensor | None) -> Any:
+        needs = ctx.needs_input_grad
+        ctx.needs_input_grad = (*needs, *(False,) * (positional - len(needs)))
+        return backward(ctx, *grads)
+
+    torch.library.register_autograd(f"lanewise::{op}", padded, setup_context=setup_context)
 
 
 def register_no_gradient(op: str) -> None:

@@ -128,8 +128,7 @@ def _setup_context(ctx: Any, inputs: tuple, keyword_only_inputs: dict, output: t
 
 def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple:
     q, k, v, bias, sinks, alibi_slopes, out, lse = ctx.saved_tensors
-    # Arguments left at their defaults have no entry.
-    needs_bias, needs_sinks = (*ctx.needs_input_grad, False, False)[3:5]
+    needs_bias, needs_sinks = ctx.needs_input_grad[3:5]
     grad_q, grad_k, grad_v, grad_bias, grad_sinks = ops.attention_backward(
         torch.zeros_like(out) if grad_out is None else grad_out,
         grad_lse,

@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lanewise.ops._library import ops, register_autocast, register_autograd, register_fake
+from lanewise.ops._library import (
+    ops,
+    register_autocast,
+    register_autograd,
+    register_fake,
+    register_no_gradient,
+)
 
 
 def linear(
@@ -91,8 +97,8 @@ def pack_weight(weight: Tensor) -> Tensor:
 
     Returns:
         An opaque uint8 buffer ``[out, bytes]`` for :func:`linear_packed` and
-        :func:`gated_linear_packed`, of the weight's own precision. It names its format, shape, dtype
-        and instruction set, which every use checks: pack on the machine that computes.
+        :func:`gated_linear_packed`, of the weight's own precision. It names its format, shape,
+        dtype and instruction set, which every use checks: pack on the machine that computes.
 
     Raises:
         RuntimeError: on a wrong device, dtype or rank.
@@ -255,27 +261,11 @@ def _unit_stride(grad: Tensor) -> Tensor:
     return grad if grad.stride(-1) == 1 else grad.contiguous()
 
 
-def _packed_context(ctx: Any, inputs: tuple, keyword_only_inputs: dict, output: Tensor) -> None:
-    pass
-
-
-def _refuse(op: str, instead: str) -> Any:
-    def backward(ctx: Any, grad: Tensor) -> None:
-        raise RuntimeError(
-            f"lanewise.{op}: has no gradient, since packed weights are for inference; "
-            f"call lanewise.{instead} on the weight itself"
-        )
-
-    return backward
-
-
 register_autograd("linear", _linear_backward, _linear_context)
 register_autograd("gated_linear", _gated_backward, _gated_context)
 register_autograd("matmul", _matmul_backward, _matmul_context)
-register_autograd("linear_packed", _refuse("linear_packed", "linear"), _packed_context)
-register_autograd(
-    "gated_linear_packed", _refuse("gated_linear_packed", "gated_linear"), _packed_context
-)
+for _op in ("linear_backward", "gated_linear_backward", "linear_packed", "gated_linear_packed"):
+    register_no_gradient(_op)
 
 register_autocast("linear", ("x", "weight", "bias", "residual"))
 register_autocast("gated_linear", ("x", "gate", "up", "gate_bias", "up_bias"))
