@@ -6,7 +6,18 @@
 namespace lanewise::LANEWISE_TARGET {
 
 LANEWISE_INLINE u32v zero_extend(u16v v) { return __builtin_convertvector(v, u32v); }
-LANEWISE_INLINE u16v truncate(u32v v) { return __builtin_convertvector(v, u16v); }
+
+// For values that fit 16 bits: the saturating pack is then exact, and the compiler's own code masks
+// every lane first.
+LANEWISE_INLINE u16v truncate(u32v v) {
+#if defined(__AVX2__) && LANEWISE_LANES == 8
+  const __m256i wide = reinterpret_cast<__m256i>(v);
+  return reinterpret_cast<u16v>(
+      _mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1)));
+#else
+  return __builtin_convertvector(v, u16v);
+#endif
+}
 
 LANEWISE_INLINE f32v widen_bf16(u16v v) { return as_float(zero_extend(v) << 16); }
 
@@ -19,13 +30,14 @@ LANEWISE_INLINE u16v narrow_bf16(f32v v) {
   return truncate(v == v ? rounded : quiet);
 }
 
+// The forms with a mask of ones: the plain ones warn of an uninitialised variable (GCC 12).
 #if defined(__AVX512F__) && LANEWISE_LANES == 16
 LANEWISE_INLINE f32v widen_f16(u16v v) {
-  return reinterpret_cast<f32v>(_mm512_cvtph_ps(reinterpret_cast<__m256i>(v)));
+  return reinterpret_cast<f32v>(_mm512_maskz_cvtph_ps(0xffff, reinterpret_cast<__m256i>(v)));
 }
 LANEWISE_INLINE u16v narrow_f16(f32v v) {
   return reinterpret_cast<u16v>(
-      _mm512_cvtps_ph(reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
+      _mm512_maskz_cvtps_ph(0xffff, reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
 }
 #elif defined(__F16C__) && LANEWISE_LANES == 8
 LANEWISE_INLINE f32v widen_f16(u16v v) {

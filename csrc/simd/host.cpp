@@ -1,5 +1,5 @@
 // Evaluates the SIMD layer over arrays, and over every float32 there is.
-#include "simd/kernel.h"
+#include "host.h"
 
 #include <pybind11/stl.h>
 
@@ -10,7 +10,7 @@
 #include <limits>
 
 #include "dispatch/cpu.h"
-#include "host.h"
+#include "simd/kernel.h"
 
 namespace lanewise {
 
@@ -68,9 +68,7 @@ struct Reference {
   }
   Reference() = default;
 
-  static double finite(double y) {
-    return std::fabs(y) > 0x1p128 ? std::copysign(0x1p128, y) : y;
-  }
+  static double finite(double y) { return std::fabs(y) > 0x1p128 ? std::copysign(0x1p128, y) : y; }
   double ulps(float y) const {
     if (std::isnan(value) || std::isnan(y))
       return std::isnan(value) && std::isnan(y) ? 0 : std::numeric_limits<double>::infinity();
@@ -161,7 +159,8 @@ uint16_t narrow_reference(uint32_t bits) {
   const uint64_t half = uint64_t{1} << (shift - 1);
   const uint64_t rounded = kept + (rest > half || (rest == half && (kept & 1)));
   // The implicit bit adds one to the exponent field, and so does a carry out of the mantissa.
-  const uint64_t field = biased < 1 ? rounded : rounded + (static_cast<uint64_t>(biased - 1) << kMantissa);
+  const uint64_t field =
+      biased < 1 ? rounded : rounded + (static_cast<uint64_t>(biased - 1) << kMantissa);
   return sign | (field < kInfinity ? field : kInfinity);
 }
 
@@ -186,8 +185,8 @@ py::dict sweep_narrow(const std::string& dtype, int threads) {
           wanted[i] = bf16 ? narrow_reference<8, 7>(x[i]) : narrow_reference<5, 10>(x[i]);
         }
         for (size_t t = 0; t < targets.size(); ++t) {
-          targets[t]->elementary({Function::identity, kBlock, DType::f32, x,
-                                  bf16 ? DType::bf16 : DType::f16, y});
+          targets[t]->elementary(
+              {Function::identity, kBlock, DType::f32, x, bf16 ? DType::bf16 : DType::f16, y});
           if (std::memcmp(y, wanted, sizeof y) == 0) continue;
           for (int64_t i = 0; i < kBlock; ++i) mine[t] += y[i] != wanted[i];
         }
@@ -209,10 +208,12 @@ void bind_simd(py::module_& m) {
         "out[i] = function(x[i]), function one of identity, exp, tanh and erf; the dtypes of x and "
         "out may differ.");
   m.def("sweep", sweep_function, py::arg("function"), py::arg("first") = 0u,
-        py::arg("last") = 0x7fffffffu, py::arg("step") = 1u, py::arg("flush") = 0.0, py::arg("threads") = 1,
+        py::arg("last") = 0x7fffffffu, py::arg("step") = 1u, py::arg("flush") = 0.0,
+        py::arg("threads") = 1,
         "{target: (ulp, x, y)}: the largest error of `function`, and where, over every step-th "
         "float32 bit pattern from first to last and the same with the sign bit, on every usable "
-        "target, against the C library in double precision. References below `flush` in magnitude count as 0.");
+        "target, against the C library in double precision. References below `flush` in magnitude "
+        "count as 0.");
   m.def("sweep_narrow", sweep_narrow, py::arg("dtype"), py::arg("threads") = 1,
         "{target: count}: how many of all float32 a target converts to bfloat16 or float16 "
         "otherwise than IEEE 754 says (nearest even; NaN quiet, with what fits of its payload).");

@@ -53,6 +53,7 @@ LANEWISE_INLINE f32v with_sign_of(f32v x, f32v magnitude) {
 
 }  // namespace parts
 
+// Within 0.92 ulp, 1.19 without FMA. Results under 2^-125.5 (x < -86.99) are 0.
 LANEWISE_INLINE f32v exp(f32v x) {
   // The polynomial gives 2·e^r and the power is 2^(n-1), so that the one product overflows to
   // infinity exactly where e^x does (n = 128). At n = -126 the power's exponent field is 0, which
@@ -62,15 +63,17 @@ LANEWISE_INLINE f32v exp(f32v x) {
   return ((parts::tail(r, 2) * r + 2.0f) * r + 2.0f) * power;
 }
 
+// Within 1.86 ulp, 2.02 without FMA.
 LANEWISE_INLINE f32v tanh(f32v x) {
   // tanh |x| = t / (t + 2) with t = e^(2|x|) - 1; from 9.02 on it rounds to 1. Small t would suffer
   // from the rounding of t + 2: there the quotient only corrects t / 2.
   const f32v t = parts::expm1(min(broadcast(20.0f), abs(x) * 2.0f));
   const f32v quotient = t / (t + 2.0f);
   const f32v half = t * 0.5f;
-  return parts::with_sign_of(x, select(t < 0.5f, half - half * quotient, quotient));
+  return parts::with_sign_of(x, select(t < 1.0f, half - half * quotient, quotient));
 }
 
+// Within 1.85 ulp, 2.16 without FMA.
 LANEWISE_INLINE f32v erf(f32v x) {
   // erf |x| = 1 - e^(-q) with q = -ln(erfc |x|), which is smooth: one polynomial serves the whole
   // range, weighted by how much q matters to the result. From 3.84 on erf rounds to 1.

@@ -18,20 +18,100 @@ LANEWISE_INLINE f32v load(const f16* p) { return widen_f16(load_u16(p)); }
 LANEWISE_INLINE void store(bf16* p, f32v v) { store_u16(p, narrow_bf16(v)); }
 LANEWISE_INLINE void store(f16* p, f32v v) { store_u16(p, narrow_f16(v)); }
 
-// The first `count` < kLanes elements; the other lanes are zero.
-template <class T>
-LANEWISE_INLINE f32v load(const T* p, int count) {
-  T lanes[kLanes] = {};
-  for (int i = 0; i < count; ++i) lanes[i] = p[i];
-  return load(lanes);
-}
+// The first `count` < kLanes elements; the other lanes are zero. Masked accesses where the machine
+// has them (lanes masked off do not fault), else pieces of 8, 4 and 2 bytes.
+namespace parts {
 
 template <class T>
-LANEWISE_INLINE void store(T* p, f32v v, int count) {
-  T lanes[kLanes];
-  store(lanes, v);
-  for (int i = 0; i < count; ++i) p[i] = lanes[i];
+LANEWISE_INLINE T load_as(const void* p) {
+  T value;
+  __builtin_memcpy(&value, p, sizeof value);
+  return value;
 }
+
+// Up to four 16-bit elements as the integer that they make.
+LANEWISE_INLINE uint64_t load_quad(const uint16_t* p, int count) {
+  if (count <= 0) return 0;
+  if (count >= 4) return load_as<uint64_t>(p);
+  if (count == 1) return *p;
+  const uint64_t two = load_as<uint32_t>(p);
+  return count == 2 ? two : two | uint64_t{p[2]} << 32;
+}
+
+LANEWISE_INLINE void store_quad(uint16_t* p, uint64_t quad, int count) {
+  if (count <= 0) return;
+  if (count >= 4) return void(__builtin_memcpy(p, &quad, 8));
+  if (count & 2) {
+    __builtin_memcpy(p, &quad, 4);
+    quad >>= 32;
+    p += 2;
+  }
+  if (count & 1) *p = static_cast<uint16_t>(quad);
+}
+
+}  // namespace parts
+
+#if defined(__AVX512F__) && LANEWISE_LANES == 16
+LANEWISE_INLINE f32v load(const float* p, int count) {
+  return reinterpret_cast<f32v>(_mm512_maskz_loadu_ps((1u << count) - 1, p));
+}
+LANEWISE_INLINE void store(float* p, f32v v, int count) {
+  _mm512_mask_storeu_ps(p, (1u << count) - 1, reinterpret_cast<__m512>(v));
+}
+LANEWISE_INLINE u16v load_u16(const void* p, int count) {
+  return reinterpret_cast<u16v>(_mm256_maskz_loadu_epi16((1u << count) - 1, p));
+}
+LANEWISE_INLINE void store_u16(void* p, u16v v, int count) {
+  _mm256_mask_storeu_epi16(p, (1u << count) - 1, reinterpret_cast<__m256i>(v));
+}
+#else
+#if defined(__AVX2__)
+LANEWISE_INLINE __m256i first_lanes(int count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+LANEWISE_INLINE f32v load(const float* p, int count) {
+  f32v v;
+  for (int i = 0; i < kLanes; i += 8) {
+    const __m256 eight = _mm256_maskload_ps(p + i, first_lanes(count - i));
+    __builtin_memcpy(reinterpret_cast<char*>(&v) + 4 * i, &eight, sizeof eight);
+  }
+  return v;
+}
+LANEWISE_INLINE void store(float* p, f32v v, int count) {
+  for (int i = 0; i < kLanes; i += 8) {
+    __m256 eight;
+    __builtin_memcpy(&eight, reinterpret_cast<char*>(&v) + 4 * i, sizeof eight);
+    _mm256_maskstore_ps(p + i, first_lanes(count - i), eight);
+  }
+}
+#else
+LANEWISE_INLINE f32v load(const float* p, int count) {
+  f32v v = {};
+  for (int i = 0; i < kLanes && i < count; ++i) v[i] = p[i];
+  return v;
+}
+LANEWISE_INLINE void store(float* p, f32v v, int count) {
+  for (int i = 0; i < kLanes && i < count; ++i) p[i] = v[i];
+}
+#endif
+LANEWISE_INLINE u16v load_u16(const void* p, int count) {
+  const auto* elements = static_cast<const uint16_t*>(p);
+  uint64_t quads[kLanes / 4];
+  for (int i = 0; i < kLanes / 4; ++i) quads[i] = parts::load_quad(elements + 4 * i, count - 4 * i);
+  return parts::load_as<u16v>(quads);
+}
+LANEWISE_INLINE void store_u16(void* p, u16v v, int count) {
+  auto* elements = static_cast<uint16_t*>(p);
+  uint64_t quads[kLanes / 4];
+  __builtin_memcpy(quads, &v, sizeof quads);
+  for (int i = 0; i < kLanes / 4; ++i) parts::store_quad(elements + 4 * i, quads[i], count - 4 * i);
+}
+#endif
+
+LANEWISE_INLINE f32v load(const bf16* p, int count) { return widen_bf16(load_u16(p, count)); }
+LANEWISE_INLINE f32v load(const f16* p, int count) { return widen_f16(load_u16(p, count)); }
+LANEWISE_INLINE void store(bf16* p, f32v v, int count) { store_u16(p, narrow_bf16(v), count); }
+LANEWISE_INLINE void store(f16* p, f32v v, int count) { store_u16(p, narrow_f16(v), count); }
 
 LANEWISE_INLINE float to_float(float x) { return x; }
 LANEWISE_INLINE float to_float(bf16 x) { return widen_bf16(u16v{x.bits})[0]; }

@@ -17,6 +17,7 @@
 #include "simd/types.h"
 
 #define LANEWISE_INLINE inline __attribute__((always_inline))
+#define LANEWISE_LAMBDA __attribute__((always_inline))
 
 #ifndef LANEWISE_LANES
 #if defined(__AVX512F__)
@@ -79,22 +80,54 @@ LANEWISE_INLINE f32v select(i32v mask, f32v yes, f32v no) { return mask ? yes : 
 
 // NaN in the second operand wins, as with the machine's own instruction: keep the running value
 // first.
+// (The instruction by name: the compiler makes comparison and blend of a constant bound.)
+#if defined(__AVX512F__) && LANEWISE_LANES == 16
+LANEWISE_INLINE f32v max(f32v a, f32v b) {
+  return reinterpret_cast<f32v>(
+      _mm512_maskz_max_ps(0xffff, reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+}
+LANEWISE_INLINE f32v min(f32v a, f32v b) {
+  return reinterpret_cast<f32v>(
+      _mm512_maskz_min_ps(0xffff, reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+}
+#elif defined(__AVX2__) && LANEWISE_LANES == 8
+LANEWISE_INLINE f32v max(f32v a, f32v b) { return _mm256_max_ps(a, b); }
+LANEWISE_INLINE f32v min(f32v a, f32v b) { return _mm256_min_ps(a, b); }
+#elif defined(__SSE2__) && LANEWISE_LANES == 4
+LANEWISE_INLINE f32v max(f32v a, f32v b) { return _mm_max_ps(a, b); }
+LANEWISE_INLINE f32v min(f32v a, f32v b) { return _mm_min_ps(a, b); }
+#else
 LANEWISE_INLINE f32v max(f32v a, f32v b) { return a > b ? a : b; }
 LANEWISE_INLINE f32v min(f32v a, f32v b) { return a < b ? a : b; }
+#endif
 LANEWISE_INLINE f32v abs(f32v a) { return as_float(as_int(a) & 0x7fffffff); }
 
+// Folds the upper half of the lanes onto the lower with `f` until one is left. Halves are taken out
+// by name: a loop over an array would go through memory.
+template <class F>
+LANEWISE_INLINE float fold(f32v v, F&& f) {
+#if LANEWISE_LANES == 16
+  const auto eight = f(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
+                       __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+#elif LANEWISE_LANES == 8
+  const auto eight = v;
+#endif
+#if LANEWISE_LANES >= 8
+  const auto four = f(__builtin_shufflevector(eight, eight, 0, 1, 2, 3),
+                      __builtin_shufflevector(eight, eight, 4, 5, 6, 7));
+#else
+  const auto four = v;
+#endif
+  const auto two = f(four, __builtin_shufflevector(four, four, 2, 3, 2, 3));
+  return f(two, __builtin_shufflevector(two, two, 1, 1, 1, 1))[0];
+}
+
 LANEWISE_INLINE float sum(f32v v) {
-  float lanes[kLanes];
-  __builtin_memcpy(lanes, &v, sizeof v);
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
+  return fold(v, [](auto a, auto b) LANEWISE_LAMBDA { return a + b; });
 }
 
 LANEWISE_INLINE float max(f32v v) {
-  float best = v[0];
-  for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
-  return best;
+  return fold(v, [](auto a, auto b) LANEWISE_LAMBDA { return a > b ? a : b; });
 }
 
 }  // namespace lanewise::LANEWISE_TARGET
