@@ -83,12 +83,11 @@ LANEWISE_INLINE f32v max(f32v a, f32v b) { return a > b ? a : b; }
 LANEWISE_INLINE f32v min(f32v a, f32v b) { return a < b ? a : b; }
 LANEWISE_INLINE f32v abs(f32v a) { return as_float(as_int(a) & 0x7fffffff); }
 
+// By halves, within registers: a detour over memory would cost a store's latency.
 LANEWISE_INLINE float sum(f32v v) {
-  float lanes[kLanes];
-  __builtin_memcpy(lanes, &v, sizeof v);
   for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
+    v += __builtin_shuffle(v, lane_index() ^ width);
+  return v[0];
 }
 
 LANEWISE_INLINE float max(f32v v) {
