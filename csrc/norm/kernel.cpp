@@ -78,9 +78,16 @@ Source<T, kAdd> source(const Params& p, int64_t row) {
   return row_source;
 }
 
+// What normalises a value: (v - mean) · inverse + shift.
 struct Moments {
   float mean;
   float inverse;  // 1 / √(variance + eps)
+  float shift;    // what the rounding of the mean left over
+
+  template <bool kCentred>
+  LANEWISE_INLINE f32v apply(f32v v) const {
+    return kCentred ? (v - mean) * inverse + shift : v * inverse;
+  }
 };
 
 // The variance from a second pass around the mean, which a single pass over squares would lose to
@@ -88,28 +95,25 @@ struct Moments {
 // corrected two-pass algorithm: Chan, Golub and LeVeque, 1983).
 template <bool kCentred, class S>
 Moments moments(const S& value, int64_t n, float eps) {
-  float mean = 0.0f, variance;
-  if constexpr (kCentred) {
-    float total[1], deviation[2];
-    totals<1>(n, total, [&](auto... at) { return Terms<1>{{value(at...)}}; });
-    mean = total[0] / n;
-    totals<2>(n, deviation, [&](auto... at) {
-      const f32v d = value(at...) - mean;
-      return Terms<2>{{d, d * d}};
-    });
-    const float correction = deviation[0] / n;
-    mean += correction;
-    variance = deviation[1] / n - correction * correction;
-    variance = variance < 0.0f ? 0.0f : variance;
-  } else {
+  if constexpr (!kCentred) {
     float squares[1];
     totals<1>(n, squares, [&](auto... at) {
       const f32v v = value(at...);
       return Terms<1>{{v * v}};
     });
-    variance = squares[0] / n;
+    return {0.0f, 1.0f / __builtin_sqrtf(squares[0] / n + eps), 0.0f};
   }
-  return {mean, 1.0f / __builtin_sqrtf(variance + eps)};
+  float total[1], deviation[2];
+  totals<1>(n, total, [&](auto... at) { return Terms<1>{{value(at...)}}; });
+  const float mean = total[0] / n;
+  totals<2>(n, deviation, [&](auto... at) {
+    const f32v d = value(at...) - mean;
+    return Terms<2>{{d, d * d}};
+  });
+  const float correction = deviation[0] / n;
+  const float variance = deviation[1] / n - correction * correction;
+  const float inverse = 1.0f / __builtin_sqrtf((variance < 0.0f ? 0.0f : variance) + eps);
+  return {mean, inverse, -correction * inverse};
 }
 
 // A float32 copy of `from` + offset at `to`, or `from` itself where that is one already; without
@@ -152,13 +156,13 @@ void with_form(const Params& p, F&& f) {
 template <class T, bool kCentred, bool kAdd>
 void forward_row(const NormParams& p, int64_t row, const float* weight, const float* bias) {
   const auto value = source<T, kAdd>(p, row);
-  const auto [mean, inverse] = moments<kCentred>(value, p.cols, p.eps);
+  const Moments norm = moments<kCentred>(value, p.cols, p.eps);
   T* y = static_cast<T*>(p.y) + row * p.cols;
   T* sum = kAdd ? static_cast<T*>(p.sum) + row * p.cols : nullptr;
   for_vectors(p.cols, [&](int64_t i, auto... count) {
     const f32v v = value(i, count...);
     if constexpr (kAdd) store(sum + i, v, count...);
-    f32v normed = (kCentred ? v - mean : v) * inverse;
+    f32v normed = norm.template apply<kCentred>(v);
     normed *= load(weight + i, count...);
     if constexpr (kCentred) normed += load(bias + i, count...);
     store(y + i, normed, count...);
@@ -177,12 +181,11 @@ template <class T, bool kCentred, bool kAdd>
 void backward_row(const NormBackwardParams& p, int64_t row, const float* weight, WeightSums sums) {
   const int64_t cols = p.cols;
   const auto value = source<T, kAdd>(p, row);
-  const auto [mean, inverse] = moments<kCentred>(value, cols, p.eps);
+  const Moments norm = moments<kCentred>(value, cols, p.eps);
   const T* grad = static_cast<const T*>(p.grad) + offset(p.grad_rows, row);
   T* grad_x = static_cast<T*>(p.grad_x) + row * cols;
 
-  const float centre = mean, scale = inverse;
-  const auto normed = [=](auto... at) { return (value(at...) - centre) * scale; };
+  const auto normed = [=](auto... at) { return norm.template apply<kCentred>(value(at...)); };
   float total[2];
   totals<2>(cols, total, [=](auto i, auto... count) {
     const f32v g = load(grad + i, count...) * load(weight + i, count...);
@@ -195,7 +198,7 @@ void backward_row(const NormBackwardParams& p, int64_t row, const float* weight,
       const f32v n = normed(i, count...);
       const f32v g = load(grad + i, count...);
       const f32v inner = g * load(weight + i, count...) - shift - n * slope;
-      store(grad_x + i, direct(i, count...) + scale * inner, count...);
+      store(grad_x + i, direct(i, count...) + norm.inverse * inner, count...);
       store(sums.weight + i, load(sums.weight + i, count...) + g * n, count...);
       if constexpr (kCentred) store(sums.bias + i, load(sums.bias + i, count...) + g, count...);
     });
