@@ -11,6 +11,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "simd/types.h"
 
@@ -105,6 +106,23 @@ inline void require_unit_stride(const char* op, const char* arg, const Tensor& t
 
 inline void require_finite(const char* op, const char* arg, double value) {
   require(std::isfinite(value), op, arg, " must be finite, got ", value);
+}
+
+// A dense uninitialised CPU tensor. Unlike torch::stable::new_empty this is a direct call: the way
+// through the dispatcher costs more than the kernel of a small op.
+inline Tensor empty_cpu(torch::headeronly::IntHeaderOnlyArrayRef size, ScalarType dtype) {
+  std::vector<int64_t> strides(size.size());
+  int64_t stride = 1;
+  for (size_t d = size.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= size[d] > 0 ? size[d] : 1;
+  }
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(size.size()), size.data(), strides.data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+      aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
 }
 
 inline int thread_count() { return static_cast<int>(torch::stable::get_num_threads()); }

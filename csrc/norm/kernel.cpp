@@ -78,9 +78,16 @@ Source<T, kAdd> source(const Params& p, int64_t row) {
   return row_source;
 }
 
+// What normalises a value: (v - mean) · inverse + shift.
 struct Moments {
   float mean;
   float inverse;  // 1 / √(variance + eps)
+  float shift;    // what the rounding of the mean left over
+
+  template <bool kCentred>
+  LANEWISE_INLINE f32v apply(f32v v) const {
+    return kCentred ? (v - mean) * inverse + shift : v * inverse;
+  }
 };
 
 // The variance from a second pass around the mean, which a single pass over squares would lose to
@@ -88,33 +95,35 @@ struct Moments {
 // corrected two-pass algorithm: Chan, Golub and LeVeque, 1983).
 template <bool kCentred, class S>
 Moments moments(const S& value, int64_t n, float eps) {
-  float mean = 0.0f, variance;
-  if constexpr (kCentred) {
-    float total[1], deviation[2];
-    totals<1>(n, total, [&](auto... at) { return Terms<1>{{value(at...)}}; });
-    mean = total[0] / n;
-    totals<2>(n, deviation, [&](auto... at) {
-      const f32v d = value(at...) - mean;
-      return Terms<2>{{d, d * d}};
-    });
-    const float correction = deviation[0] / n;
-    mean += correction;
-    variance = deviation[1] / n - correction * correction;
-    variance = variance < 0.0f ? 0.0f : variance;
-  } else {
+  if constexpr (!kCentred) {
     float squares[1];
     totals<1>(n, squares, [&](auto... at) {
       const f32v v = value(at...);
       return Terms<1>{{v * v}};
     });
-    variance = squares[0] / n;
+    return {0.0f, 1.0f / __builtin_sqrtf(squares[0] / n + eps), 0.0f};
   }
-  return {mean, 1.0f / __builtin_sqrtf(variance + eps)};
+  float total[1], deviation[2];
+  totals<1>(n, total, [&](auto... at) { return Terms<1>{{value(at...)}}; });
+  const float mean = total[0] / n;
+  totals<2>(n, deviation, [&](auto... at) {
+    const f32v d = value(at...) - mean;
+    return Terms<2>{{d, d * d}};
+  });
+  const float correction = deviation[0] / n;
+  const float variance = deviation[1] / n - correction * correction;
+  const float inverse = 1.0f / __builtin_sqrtf((variance < 0.0f ? 0.0f : variance) + eps);
+  return {mean, inverse, -correction * inverse};
 }
 
-// A float32 copy of `from` + offset at `to`, or `from` itself where that is one already.
-const float* widened(const void* from, DType dtype, float offset, int64_t n, float* to) {
-  if (!from || (dtype == DType::f32 && offset == 0.0f)) return static_cast<const float*>(from);
+// A float32 copy of `from` + offset at `to`, or `from` itself where that is one already; without
+// `from` the copy is of `absent`.
+const float* widened(const void* from, DType dtype, float offset, float absent, int64_t n,
+                     float* to) {
+  if (!from)
+    for (int64_t i = 0; i < n; ++i) to[i] = absent;
+  if (!from) return to;
+  if (dtype == DType::f32 && offset == 0.0f) return static_cast<const float*>(from);
   with_dtype(dtype, [&](auto element) {
     const auto* p = static_cast<const decltype(element)*>(from);
     for_vectors(n, [&](int64_t i, auto... count) {
@@ -147,59 +156,56 @@ void with_form(const Params& p, F&& f) {
 template <class T, bool kCentred, bool kAdd>
 void forward_row(const NormParams& p, int64_t row, const float* weight, const float* bias) {
   const auto value = source<T, kAdd>(p, row);
-  const auto [mean, inverse] = moments<kCentred>(value, p.cols, p.eps);
+  const Moments norm = moments<kCentred>(value, p.cols, p.eps);
   T* y = static_cast<T*>(p.y) + row * p.cols;
   T* sum = kAdd ? static_cast<T*>(p.sum) + row * p.cols : nullptr;
   for_vectors(p.cols, [&](int64_t i, auto... count) {
     const f32v v = value(i, count...);
     if constexpr (kAdd) store(sum + i, v, count...);
-    f32v normed = (kCentred ? v - mean : v) * inverse;
-    if (weight) normed *= load(weight + i, count...);
-    if (bias) normed += load(bias + i, count...);
+    f32v normed = norm.template apply<kCentred>(v);
+    normed *= load(weight + i, count...);
+    if constexpr (kCentred) normed += load(bias + i, count...);
     store(y + i, normed, count...);
   });
 }
 
-// What every row of a backward pass shares.
-struct Gradients {
-  const float* weight;
-  float* weight_sum;  // nullptr: not wanted
-  float* bias_sum;
+// What the rows of a chunk add to.
+struct WeightSums {
+  float* weight;
+  float* bias;
 };
 
 // With n = (v - mean) · inverse and g = grad · weight, the gradient of v is
 // inverse · (g - mean(g) - n · mean(g · n)), without the middle term where nothing is centred.
 template <class T, bool kCentred, bool kAdd>
-void backward_row(const NormBackwardParams& p, int64_t row, const Gradients& sums) {
+void backward_row(const NormBackwardParams& p, int64_t row, const float* weight, WeightSums sums) {
+  const int64_t cols = p.cols;
   const auto value = source<T, kAdd>(p, row);
-  const auto [mean, inverse] = moments<kCentred>(value, p.cols, p.eps);
+  const Moments norm = moments<kCentred>(value, cols, p.eps);
   const T* grad = static_cast<const T*>(p.grad) + offset(p.grad_rows, row);
-  const T* direct =
-      p.grad_sum ? static_cast<const T*>(p.grad_sum) + offset(p.grad_sum_rows, row) : nullptr;
-  T* grad_x = static_cast<T*>(p.grad_x) + row * p.cols;
+  T* grad_x = static_cast<T*>(p.grad_x) + row * cols;
 
-  const auto normed = [&](auto... at) { return (value(at...) - mean) * inverse; };
-  const auto weighted = [&](auto i, auto... count) {
-    const f32v g = load(grad + i, count...);
-    return sums.weight ? g * load(sums.weight + i, count...) : g;
-  };
+  const auto normed = [=](auto... at) { return norm.template apply<kCentred>(value(at...)); };
   float total[2];
-  totals<2>(p.cols, total, [&](auto... at) {
-    const f32v g = weighted(at...);
-    return Terms<2>{{g * normed(at...), g}};
+  totals<2>(cols, total, [=](auto i, auto... count) {
+    const f32v g = load(grad + i, count...) * load(weight + i, count...);
+    return Terms<2>{{g * normed(i, count...), g}};
   });
-  const float slope = total[0] / p.cols;
-  const float shift = kCentred ? total[1] / p.cols : 0.0f;
-  for_vectors(p.cols, [&](int64_t i, auto... count) {
-    const f32v n = normed(i, count...);
-    f32v out = inverse * (weighted(i, count...) - shift - n * slope);
-    if (direct) out += load(direct + i, count...);
-    store(grad_x + i, out, count...);
-    const f32v g = load(grad + i, count...);
-    if (sums.weight_sum)
-      store(sums.weight_sum + i, load(sums.weight_sum + i, count...) + g * n, count...);
-    if (sums.bias_sum) store(sums.bias_sum + i, load(sums.bias_sum + i, count...) + g, count...);
-  });
+  const float slope = total[0] / cols;
+  const float shift = kCentred ? total[1] / cols : 0.0f;
+  const auto gradients = [=](auto direct) {
+    for_vectors(cols, [=](int64_t i, auto... count) {
+      const f32v n = normed(i, count...);
+      const f32v g = load(grad + i, count...);
+      const f32v inner = g * load(weight + i, count...) - shift - n * slope;
+      store(grad_x + i, direct(i, count...) + norm.inverse * inner, count...);
+      store(sums.weight + i, load(sums.weight + i, count...) + g * n, count...);
+      if constexpr (kCentred) store(sums.bias + i, load(sums.bias + i, count...) + g, count...);
+    });
+  };
+  if (!p.grad_sum) return gradients([](auto...) { return f32v{}; });
+  const T* grad_sum = static_cast<const T*>(p.grad_sum) + offset(p.grad_sum_rows, row);
+  gradients([=](auto i, auto... count) { return load(grad_sum + i, count...); });
 }
 
 // Adds the chunks' partial sums in their order.
@@ -223,8 +229,8 @@ void sum_chunks(const NormBackwardParams& p, const float* partials, T* out) {
 void norm(const NormParams& p) {
   if (p.rows == 0 || p.cols == 0) return;
   float* room = static_cast<float*>(scratch(Scratch::shared_panels, 2 * p.cols * sizeof(float)));
-  const float* weight = widened(p.weight, p.weight_dtype, p.weight_offset, p.cols, room);
-  const float* bias = widened(p.bias, p.bias_dtype, 0.0f, p.cols, room + p.cols);
+  const float* weight = widened(p.weight, p.weight_dtype, p.weight_offset, 1.0f, p.cols, room);
+  const float* bias = widened(p.bias, p.bias_dtype, 0.0f, 0.0f, p.cols, room + p.cols);
   with_form(p, [&](auto element, auto centred, auto add) {
     parallel_ranges(p.rows, grain_of(p.cols), p.threads, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
@@ -237,7 +243,7 @@ void norm(const NormParams& p) {
 void norm_backward(const NormBackwardParams& p) {
   if (p.cols == 0) return;
   float* room = static_cast<float*>(scratch(Scratch::shared_panels, p.cols * sizeof(float)));
-  const float* weight = widened(p.weight, p.weight_dtype, p.weight_offset, p.cols, room);
+  const float* weight = widened(p.weight, p.weight_dtype, p.weight_offset, 1.0f, p.cols, room);
   const int64_t chunk_rows = (p.rows + p.chunks - 1) / p.chunks;
   const int64_t grain = chunk_rows ? (grain_of(p.cols) + chunk_rows - 1) / chunk_rows : p.chunks;
   with_form(p, [&](auto element, auto centred, auto add) {
@@ -245,11 +251,10 @@ void norm_backward(const NormBackwardParams& p) {
       for (int64_t c = begin; c < end; ++c) {
         float* partial = p.partials + c * 2 * p.cols;
         __builtin_memset(partial, 0, 2 * p.cols * sizeof(float));
-        const Gradients sums = {weight, p.grad_weight ? partial : nullptr,
-                                p.grad_bias ? partial + p.cols : nullptr};
+        const WeightSums sums = {partial, partial + p.cols};
         for (int64_t row = p.rows * c / p.chunks; row < p.rows * (c + 1) / p.chunks; ++row)
-          backward_row<decltype(element), decltype(centred)::value, decltype(add)::value>(p, row,
-                                                                                          sums);
+          backward_row<decltype(element), decltype(centred)::value, decltype(add)::value>(
+              p, row, weight, sums);
       }
     });
   });

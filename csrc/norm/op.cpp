@@ -107,9 +107,9 @@ std::tuple<Tensor, MaybeTensor> forward(const char* op, const Tensor& x,
   check_eps(op, options.eps);
   require_finite(op, "weight_offset", options.weight_offset);
 
-  Tensor y = torch::stable::new_empty(x, x.sizes());
+  Tensor y = empty_cpu(x.sizes(), x.scalar_type());
   MaybeTensor sum;
-  if (residual) sum = torch::stable::new_empty(x, x.sizes());
+  if (residual) sum = empty_cpu(x.sizes(), x.scalar_type());
   if (x.numel() == 0) return {y, sum};
   const RowsOf x_rows(x), residual_rows(residual ? *residual : x);
   table().norm({
@@ -150,10 +150,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(const char* op, const Tensor& grad,
 
   const int64_t rows = rows_of(x), cols = cols_of(x);
   const int64_t chunks = std::clamp<int64_t>(rows, 1, kNormChunks);
-  Tensor grad_x = torch::stable::new_empty(x, x.sizes());
-  Tensor grad_weight = torch::stable::new_empty(weight ? *weight : x, {weight ? cols : 0});
-  Tensor grad_bias = torch::stable::new_empty(x, {options.centred ? cols : 0}, ScalarType::Float);
-  Tensor partials = torch::stable::new_empty(x, {chunks, 2, cols}, ScalarType::Float);
+  Tensor grad_x = empty_cpu(x.sizes(), x.scalar_type());
+  Tensor grad_weight =
+      empty_cpu({weight ? cols : 0}, weight ? weight->scalar_type() : x.scalar_type());
+  Tensor grad_bias = empty_cpu({options.centred ? cols : 0}, ScalarType::Float);
+  Tensor partials = empty_cpu({chunks, 2, cols}, ScalarType::Float);
   const RowsOf grad_rows(grad), grad_sum_rows(grad_sum ? *grad_sum : grad), x_rows(x),
       residual_rows(residual ? *residual : x);
   table().norm_backward({
