@@ -24,6 +24,15 @@ LN2 = tl.constexpr(math.log(2.0))
 
 
 @triton.jit
+def load_slice(p_rows, o_col, cols, CUT_COLS: tl.constexpr):
+    """The same columns of every row pointed at. What lies outside reads as zero."""
+    p_elements = p_rows[:, None] + o_col[None, :]
+    if CUT_COLS:
+        return tl.load(p_elements, mask=(o_col < cols)[None, :], other=0.0)
+    return tl.load(p_elements)
+
+
+@triton.jit
 def load_tile(
     p_tile, o_row, o_col, stride, rows, cols, CUT_ROWS: tl.constexpr, CUT_COLS: tl.constexpr
 ):
@@ -51,7 +60,7 @@ def attention_forward(
     heads, group, pack, len_q, len_k,
     scale, softcap, window_left, window_right,
     D: tl.constexpr, DV: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, STEP_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     FUSED_SCALE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     rows = len_q * pack
@@ -67,14 +76,12 @@ def attention_forward(
     o_m = o_row // pack  # [BLOCK_M] query
     o_h = i_h + o_row % pack  # [BLOCK_M] head
     o_n = tl.arange(0, BLOCK_N)
-    o_d = tl.arange(0, BLOCK_D)
+    o_d = tl.arange(0, STEP_D)
     o_dv = tl.arange(0, BLOCK_DV)
 
     p_rows = p_q + i_b * stride_qb + o_h * stride_qh + o_m.to(tl.int64) * stride_qm
-    if D == BLOCK_D:
-        b_q = tl.load(p_rows[:, None] + o_d[None, :])  # [BLOCK_M, BLOCK_D]
-    else:
-        b_q = tl.load(p_rows[:, None] + o_d[None, :], mask=(o_d < D)[None, :], other=0.0)
+    if STEP_D == BLOCK_D:
+        b_q = load_slice(p_rows, o_d, D, D != BLOCK_D)  # [BLOCK_M, BLOCK_D]
     p_k += i_b * stride_kb + i_h // group * stride_kh
     p_v += i_b * stride_vb + i_h // group * stride_vh
     o_kv = o_n.to(tl.int64) if WIDE else o_n  # 32-bit offsets inside a tile save registers
@@ -119,11 +126,19 @@ def attention_forward(
             o_first = (t_n * BLOCK_N).to(tl.int64)
             left = len_k - t_n * BLOCK_N
 
+            # [BLOCK_M, BLOCK_N]; a large head is multiplied in slices, as its queries do not fit the registers.
             p_tile = p_k + o_first * stride_kn
-            b_k = load_tile(
-                p_tile, o_kv, o_d, stride_kn, left, D, EDGE, D != BLOCK_D
-            )  # [BLOCK_N, BLOCK_D]
-            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
+            if STEP_D == BLOCK_D:
+                b_k = load_tile(p_tile, o_kv, o_d, stride_kn, left, D, EDGE, D != BLOCK_D)
+                b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+            else:
+                b_s = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+                for d in tl.range(0, BLOCK_D, STEP_D):
+                    b_qd = load_slice(p_rows + d, o_d, D - d, D != BLOCK_D)  # [BLOCK_M, STEP_D]
+                    b_kd = load_tile(
+                        p_tile + d, o_kv, o_d, stride_kn, left, D - d, EDGE, D != BLOCK_D
+                    )  # [BLOCK_N, STEP_D]
+                    b_s = tl.dot(b_qd, tl.trans(b_kd), b_s, input_precision=PRECISION)
             if FUSED_SCALE:
                 # The scale is positive and comes last, so it may wait for the subtraction of the maximum.
                 factor = scale * LOG2E
@@ -193,12 +208,14 @@ def attention_forward(
 
 @dataclass(frozen=True)
 class Tile:
-    """One tiling: rows of queries, keys at a time, warps, and the tiles of keys and values in flight."""
+    """One tiling: rows of queries, keys at a time, warps, the tiles of keys and values in flight, and
+    the slice of the head size that one product takes."""
 
     m: int
     n: int
     warps: int
     stages: int
+    d: int = 512
 
 
 # Per architecture, bytes of an element and padded head size: tiles for bare scores, for scores that a softcap, slopes
@@ -557,6 +574,7 @@ def attention(
         BLOCK_M=tile.m,
         BLOCK_N=tile.n,
         BLOCK_D=block_d,
+        STEP_D=min(block_d, tile.d),
         BLOCK_DV=block_dv,
         FUSED_SCALE=bare,
         WIDE=tile.n * max(k.stride(2), v.stride(2)) >= 2**31,
