@@ -6,10 +6,9 @@ import subprocess
 import sys
 from typing import Any
 
+import lanewise  # noqa: F401  registers the ops
 import pytest
 import torch
-
-import lanewise
 from lanewise.ops._triton import KERNELS, backends
 
 CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
@@ -25,7 +24,7 @@ def test_importing_lanewise_imports_no_triton() -> None:
 
 
 def test_every_op_answers_cuda_tensors() -> None:
-    assert lanewise.__name__ and backends()
+    assert set(KERNELS) <= set(backends())
     for op in backends():
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"lanewise::{op}", "CUDA"), op
 
@@ -45,5 +44,5 @@ def test_without_triton_the_sentence_says_what_is_missing(monkeypatch: pytest.Mo
     for name in [n for n in sys.modules if n.split(".")[0] == "triton" or "lanewise.kernels" in n]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "triton", None)
-    with pytest.raises(RuntimeError, match="^lanewise.linear: Triton runs this op on a GPU and is"):
+    with pytest.raises(RuntimeError, match=r"^lanewise\.linear: Triton runs this op on a GPU "):
         on_cuda("linear", torch.zeros(2, 3), torch.zeros(4, 3))

@@ -1,8 +1,8 @@
 """Compiles every shipped configuration for GPUs that are not here, and reads the machine code.
 
 The launchers themselves run, over tensors of the meta device; `target.record` hands each launch to
-the compiler instead of a driver, with the signature, the alignment facts and the options that Triton
-would derive from the same arguments on a GPU. What is read is what would run.
+the compiler instead of a driver, with the signature, alignment facts and options that Triton would
+derive from the same arguments on a GPU. What is read is what would run.
 
     python -m lanewise.kernels.aot [architecture ...]      prints the table of docs/triton.md
 """
@@ -16,14 +16,15 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
+
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
@@ -40,7 +41,11 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Report:
-    """What one compiled kernel takes and does; `spills` counts spilled registers or their stores."""
+    """What one compiled kernel takes and does.
+
+    `spills` counts spilled registers (AMD) or local loads and stores (NVIDIA), `stack` is in bytes
+    per thread, `shared` in bytes.
+    """
 
     architecture: str
     case: str
@@ -99,25 +104,33 @@ def _linear(kind: str, dtype: torch.dtype, depth: int) -> None:
 
 
 def cases() -> dict[str, Callable[[], None]]:
-    """Every shipped tile with aligned inputs. float16 shares bfloat16's tiles: it is tried on one
-    size, as are head sizes and depths that fill no tile."""
+    """Every tile of every table with aligned inputs; beside them float16, which shares bfloat16's
+    tiles, and a head size or depth that fills no tile."""
     types = {"bf16": torch.bfloat16, "f32": torch.float32, "f16": torch.float16}
-    found: dict[str, Callable[[], None]] = {}
-    for kind in ("bare", "scored", "few"):
-        for name, size in [(n, s) for n in ("bf16", "f32") for s in (64, 128, 256, 512)] + [
-            ("f16", 128),
-            ("bf16", 80),
-            ("f32", 33),
-        ]:
-            found[f"attention {kind} {name} {size}"] = functools.partial(
-                _attention, kind, types[name], size
-            )
-    for kind in ("large", "small", "few"):
-        for name, depth in [("bf16", 4096), ("f32", 4096), ("f16", 4096), ("bf16", 1001)]:
-            found[f"linear {kind} {name} {depth}"] = functools.partial(
-                _linear, kind, types[name], depth
-            )
-    return found
+    launches: list[tuple[Callable[[str, torch.dtype, int], None], str, str, int]] = [
+        (_attention, kind, name, size)
+        for kind in ("bare", "scored", "few")
+        for name in ("bf16", "f32")
+        for size in (64, 128, 256, 512)
+    ]
+    launches += [
+        (_linear, kind, name, 4096)
+        for kind in ("large", "small", "few")
+        for name in ("bf16", "f32")
+    ]
+    launches += [
+        (_attention, "bare", "f16", 128),
+        (_attention, "scored", "bf16", 80),
+        (_attention, "few", "f32", 33),
+        (_linear, "large", "f16", 4096),
+        (_linear, "small", "bf16", 1001),
+    ]
+    return {
+        f"{launch.__name__[1:]} {kind} {name} {size}": functools.partial(
+            launch, kind, types[name], size
+        )
+        for launch, kind, name, size in launches
+    }
 
 
 # --- compiling -----------------------------------------------------------------------------------
@@ -199,21 +212,19 @@ def _read_amd(compiled: Any) -> dict[str, Any]:
     }
 
 
-def reports(pairs: Iterable[tuple[str, str]], processes: int = 2) -> Iterator[Report]:
-    """`report` of each (architecture, case), in processes of their own: a compile is serial."""
-    architectures, names = zip(*pairs, strict=True)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        yield from pool.map(report, architectures, names)
+def workers(processes: int = 2) -> ProcessPoolExecutor:
+    """A pool for `report`, which is serial: processes of their own, safe to start from threads."""
+    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
 
 
 def main() -> None:
-    architectures = sys.argv[1:] or list(GPUS)
     print("| architecture | kernel | tile | registers | spills | shared memory, KB |")
     print("|---|---|---|---:|---:|---:|")
-    for r in reports([(a, c) for a in architectures for c in cases()]):
-        row = [r.architecture, r.case, r.tile, r.registers, r.spills, f"{r.shared / 1024:.0f}"]
-        print("| " + " | ".join(map(str, row)) + " |", flush=True)
+    with workers() as pool:
+        pairs = [(a, c) for a in sys.argv[1:] or GPUS for c in cases()]
+        for r in pool.map(report, *zip(*pairs, strict=True)):
+            row = [r.architecture, r.case, r.tile, r.registers, r.spills, r.shared >> 10]
+            print("| " + " | ".join(map(str, row)) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The linear layer as one fused Triton kernel: activation(x @ weight.T + bias) + residual.
 
-A program owns one BLOCK_M × BLOCK_N tile of the output. Programs go down GROUP_M tiles before they step sideways, so
-that those that run together share rows of x and of the weight in the L2 cache (the Triton matmul tutorial's order).
+A program owns one BLOCK_M × BLOCK_N tile of the output. Programs go down GROUP_M tiles before they
+step sideways, so that those that run together share rows of x and of the weight in the L2 cache
+(the order of Triton's matmul tutorial).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def linear_forward(
     i_m = i_group * GROUP_M + pid % (GROUP_M * blocks_n) % group_m
     i_n = pid % (GROUP_M * blocks_n) // group_m
 
-    # Rows and columns past the end repeat the last ones: the main loop needs no mask on them, only the stores do.
+    # Rows and columns past the end repeat the last ones: only the epilogue needs a mask for them.
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
     o_xm = tl.minimum(o_m, len_m - 1).to(tl.int64)
@@ -77,8 +78,9 @@ class Tile:
     stages: int
 
 
-# Per architecture and bytes of an element: tiles for a large product, for one too small to give every unit a large
-# tile, and for a few rows (decoding), where the weight streams past once and only its bytes count.
+# Per architecture and bytes of an element: tiles for a large product, for one too small to give
+# every unit a large tile, and for few rows (decoding), where the weight streams past once and only
+# its bytes count.
 TILES: dict[str, dict[int, dict[str, Tile]]] = {
     "sm_80": {
         2: {"large": Tile(128, 128, 8, 3), "small": Tile(64, 64, 4, 4), "few": Tile(16, 64, 4, 4)},
@@ -148,7 +150,7 @@ def linear(
     """activation(x @ weight.T + bias) + residual, accumulated in float32.
 
     Args:
-        x: [..., K], float32, bfloat16 or float16. Leading dimensions that cannot be merged into one are copied.
+        x: [..., K], float32, bfloat16 or float16; copied if its leading dimensions do not merge.
         weight: [N, K], x's dtype.
         bias: [N], x's dtype.
         residual: [..., N], x's dtype.

@@ -58,7 +58,9 @@ def _launcher(op: str) -> Callable[..., Any]:
 
 
 def _refusal(op: str) -> Callable[..., Any]:
-    names = [argument.name for argument in getattr(torch.ops.lanewise, op).default._schema.arguments]
+    names = [
+        argument.name for argument in getattr(torch.ops.lanewise, op).default._schema.arguments
+    ]
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
         tensors = {**dict(zip(names, args, strict=False)), **kwargs}
