@@ -198,7 +198,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"q": torch.zeros(2, 4, 3, 8, dtype=torch.float64)},
         "q must be float32, bfloat16 or",
     ),
-    "mixed": ({"k": torch.zeros(2, 2, 5, 8).half()}, "k must be float32, got float16"),
+    "mixed": ({"k": torch.zeros(2, 2, 5, 8).half()}, "k must have q's dtype float32, got float16"),
     "device": ({"v": torch.zeros(2, 2, 5, 6, device="meta")}, "v must be on cpu like the first"),
     "rank": ({"q": torch.zeros(4, 3, 8)}, "q must have 4 dimensions, got shape [4, 3, 8]"),
     "stride": (
@@ -213,21 +213,21 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"q": torch.zeros(2, 4, 3, 513)},
         "q must have a head size from 1 to 512, got 513",
     ),
-    "k": ({"k": torch.zeros(2, 2, 5, 9)}, "k must have shape [2, 2, 5, 8], got shape [2, 2, 5, 9]"),
-    "v": ({"v": torch.zeros(2, 2, 4, 6)}, "v must have shape [2, 2, 5, 6], got shape [2, 2, 4, 6]"),
+    "k": ({"k": torch.zeros(2, 2, 5, 9)}, "k has head size 9, which is not q's 8"),
+    "v": ({"v": torch.zeros(2, 2, 4, 6)}, "v has 4 tokens, which is not k's 5"),
     "bias shape": (
         {"bias": torch.zeros(2, 5)},
-        "bias must broadcast to [2, 4, 3, 5], got shape [2, 5]",
+        "bias of shape [2, 5] does not broadcast to [2, 4, 3, 5]",
     ),
     "bias dtype": ({"bias": torch.zeros(5).long()}, "bias must be bool, float32, bfloat16 or"),
-    "sinks": ({"sinks": torch.zeros(3)}, "sinks must have shape [4], got shape [3]"),
+    "sinks": ({"sinks": torch.zeros(3)}, "sinks must have shape [4], got [3]"),
     "slopes": (
         {"alibi_slopes": torch.zeros(4, 2)},
-        "alibi_slopes must have shape [4] or [2, 4], got shape [4, 2]",
+        "alibi_slopes must have shape [4] or [2, 4], got [4, 2]",
     ),
-    "window": ({"window_left": -2}, "window_left must be -1 (no limit) or more, got -2"),
+    "window": ({"window_left": -2}, "window_left must be at least -1, got -2"),
     "softcap": ({"softcap": math.inf}, "softcap must be finite, got inf"),
-    "negative softcap": ({"softcap": -1.0}, "softcap must be 0 (none) or more, got -1.0"),
+    "negative softcap": ({"softcap": -1.0}, "softcap must not be negative, got -1"),
     "scale": ({"scale": math.nan}, "scale must be finite, got nan"),
 }
 

@@ -6,9 +6,10 @@ import subprocess
 import sys
 from typing import Any
 
-import lanewise  # noqa: F401  registers the ops
 import pytest
 import torch
+
+import lanewise  # noqa: F401  registers the ops
 from lanewise.ops._triton import KERNELS, backends
 
 CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)

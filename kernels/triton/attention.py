@@ -150,7 +150,8 @@ def attention_forward(
                     b_s -= b_slope[:, None] * o_apart.to(tl.float32)
                 if p_bias is not None:
                     # [BLOCK_M, BLOCK_N]
-                    p_elements = p_bias_rows[:, None] + (o_key * stride_bn)[None, :]
+                    o_bias = (o_key.to(tl.int64) if WIDE else o_key) * stride_bn
+                    p_elements = p_bias_rows[:, None] + o_bias[None, :]
                     if EDGE:
                         b_bias = tl.load(p_elements, mask=(o_key < len_k)[None, :], other=0)
                     else:
@@ -311,45 +312,45 @@ TILES: dict[str, dict[int, dict[int, dict[str, Tile]]]] = {
         2: {
             64: {
                 "bare": Tile(128, 128, 8, 2),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "scored": Tile(128, 64, 8, 3),
+                "few": Tile(16, 128, 4, 3),
             },
             128: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(128, 64, 8, 3),
+                "scored": Tile(128, 64, 8, 3),
+                "few": Tile(16, 64, 4, 3),
             },
             256: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(128, 32, 8, 2),
+                "scored": Tile(64, 32, 8, 2),
+                "few": Tile(16, 32, 4, 2),
             },
             512: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(64, 32, 8, 2, 64),
+                "scored": Tile(64, 32, 8, 2, 64),
+                "few": Tile(16, 32, 8, 2, 128),
             },
         },
         4: {
             64: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(64, 16, 8, 2),
+                "scored": Tile(64, 16, 8, 2),
+                "few": Tile(16, 64, 4, 3),
             },
             128: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(64, 32, 8, 2, 32),
+                "scored": Tile(64, 32, 8, 2, 32),
+                "few": Tile(16, 32, 4, 2),
             },
             256: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(64, 32, 8, 2, 32),
+                "scored": Tile(64, 32, 8, 2, 32),
+                "few": Tile(16, 32, 8, 2, 64),
             },
             512: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(16, 16, 8, 2, 64),
+                "scored": Tile(16, 16, 8, 2, 64),
+                "few": Tile(16, 16, 8, 2, 64),
             },
         },
     },
@@ -358,44 +359,44 @@ TILES: dict[str, dict[int, dict[int, dict[str, Tile]]]] = {
             64: {
                 "bare": Tile(128, 64, 4, 1),
                 "scored": Tile(128, 32, 4, 1),
-                "few": Tile(16, 16, 8, 1),
+                "few": Tile(16, 64, 4, 1),
             },
             128: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(128, 32, 4, 1),
+                "scored": Tile(64, 32, 4, 1),
+                "few": Tile(16, 32, 4, 1),
             },
             256: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(64, 16, 4, 1),
+                "scored": Tile(64, 16, 4, 1),
+                "few": Tile(16, 32, 4, 1, 64),
             },
             512: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(64, 16, 8, 1, 64),
+                "scored": Tile(64, 16, 8, 1, 64),
+                "few": Tile(16, 32, 4, 1, 64),
             },
         },
         4: {
             64: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(128, 32, 4, 1),
+                "scored": Tile(128, 32, 4, 1),
+                "few": Tile(16, 64, 4, 1),
             },
             128: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(64, 32, 4, 1),
+                "scored": Tile(64, 16, 4, 1),
+                "few": Tile(16, 32, 4, 1),
             },
             256: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(64, 16, 4, 1, 64),
+                "scored": Tile(64, 16, 4, 1, 64),
+                "few": Tile(16, 32, 4, 1, 64),
             },
             512: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(64, 16, 8, 1, 64),
+                "scored": Tile(64, 16, 8, 1, 64),
+                "few": Tile(16, 32, 4, 1, 64),
             },
         },
     },
@@ -411,27 +412,35 @@ def _check(
     alibi_slopes: Tensor | None,
 ) -> None:
     op = "attention"
-    check.require_floating(op, "q", q)
     for name, x in (("q", q), ("k", k), ("v", v)):
         check.require_device(op, name, x, q.device)
-        check.require_dtype(op, name, x, q.dtype)
+        check.require_floating(op, name, x)
+        check.require(
+            x.dtype == q.dtype,
+            op,
+            f"{name} must have q's dtype {check.name_of(q.dtype)}, got {check.name_of(x.dtype)}",
+        )
         check.require_rank(op, name, x, 4)
-        check.require_unit_stride(op, name, x)
-    batch, heads, len_q, size = q.shape
-    heads_kv, len_k, size_v = v.shape[1:]
-    for name, x in (("q", q), ("v", v)):
+        check.require_same(op, name, "batch size", x.size(0), "q", q.size(0))
         check.require(
             1 <= x.size(3) <= MAX_HEAD_SIZE,
             op,
             f"{name} must have a head size from 1 to {MAX_HEAD_SIZE}, got {x.size(3)}",
         )
+        check.require_unit_stride(op, name, x)
+    check.require_same(op, "k", "head size", k.size(3), "q", q.size(3))
     check.require(
-        heads % heads_kv == 0 if heads_kv else heads == 0,
+        k.size(1) > 0 and q.size(1) % k.size(1) == 0,
         op,
-        f"k has {k.size(1)} heads, which does not divide q's {heads}",
+        f"k has {k.size(1)} heads, which does not divide q's {q.size(1)}",
     )
-    check.require_shape(op, "k", k, (batch, k.size(1), k.size(2), size))
-    check.require_shape(op, "v", v, (batch, k.size(1), k.size(2), size_v))
+    check.require(
+        v.size(1) == k.size(1), op, f"v has {v.size(1)} heads, which is not k's {k.size(1)}"
+    )
+    check.require(
+        v.size(2) == k.size(2), op, f"v has {v.size(2)} tokens, which is not k's {k.size(2)}"
+    )
+    batch, heads = q.shape[:2]
     if bias is not None:
         check.require_device(op, "bias", bias, q.device)
         check.require(
@@ -439,38 +448,40 @@ def _check(
             op,
             f"bias must be bool, float32, bfloat16 or float16, got {check.name_of(bias.dtype)}",
         )
-        scores = (batch, heads, len_q, len_k)
+        shape, scores = list(bias.shape), [batch, heads, q.size(2), k.size(2)]
         check.require(
-            bias.dim() <= 4
-            and all(b in (1, s) for b, s in zip(bias.shape[::-1], scores[::-1], strict=False)),
-            op,
-            f"bias must broadcast to {list(scores)}, got shape {list(bias.shape)}",
+            bias.dim() <= 4, op, f"bias must have at most 4 dimensions, got shape {shape}"
         )
-        if bias.dim() and bias.stride(-1) != 0:  # an expanded bias is read in place
-            check.require_unit_stride(op, "bias", bias)
+        check.require(
+            all(b in (1, s) for b, s in zip(shape[::-1], scores[::-1], strict=False)),
+            op,
+            f"bias of shape {shape} does not broadcast to {scores}",
+        )
     if sinks is not None:
         check.require_device(op, "sinks", sinks, q.device)
         check.require_floating(op, "sinks", sinks)
-        check.require_shape(op, "sinks", sinks, (heads,))
-        check.require_unit_stride(op, "sinks", sinks)
+        check.require(
+            list(sinks.shape) == [heads],
+            op,
+            f"sinks must have shape {[heads]}, got {list(sinks.shape)}",
+        )
     if alibi_slopes is not None:
         check.require_device(op, "alibi_slopes", alibi_slopes, q.device)
         check.require_dtype(op, "alibi_slopes", alibi_slopes, torch.float32)
+        shape = list(alibi_slopes.shape)
         check.require(
-            tuple(alibi_slopes.shape) in ((heads,), (batch, heads)),
+            shape in ([heads], [batch, heads]),
             op,
-            f"alibi_slopes must have shape {[heads]} or {[batch, heads]}, "
-            f"got shape {list(alibi_slopes.shape)}",
+            f"alibi_slopes must have shape {[heads]} or {[batch, heads]}, got {shape}",
         )
-        check.require_unit_stride(op, "alibi_slopes", alibi_slopes)
 
 
 def _check_options(window_left: int, window_right: int, softcap: float, scale: float) -> None:
     op = "attention"
     for name, window in (("window_left", window_left), ("window_right", window_right)):
-        check.require(window >= -1, op, f"{name} must be -1 (no limit) or more, got {window}")
+        check.require(window >= -1, op, f"{name} must be at least -1, got {window}")
     check.require_finite(op, "softcap", softcap)
-    check.require(softcap >= 0, op, f"softcap must be 0 (none) or more, got {softcap}")
+    check.require(softcap >= 0, op, f"softcap must not be negative, got {softcap:g}")
     check.require_finite(op, "scale", scale)
 
 
@@ -492,7 +503,7 @@ def attention(
     Args:
         q: [B, H, Sq, D], float32, bfloat16 or float16, D up to 512, innermost stride 1.
         k: [B, Hkv, Sk, D], v: [B, Hkv, Sk, Dv]: the same; H is a multiple of Hkv.
-        bias: broadcasts to [B, H, Sq, Sk]; bool (True attends) or floating (added to the score).
+        bias: broadcasts to [B, H, Sq, Sk], any strides; bool (True attends) or floating (added).
         sinks: [H], one logit per head that takes probability and adds no value.
         alibi_slopes: [H] or [B, H] float32; adds -slope · |i + Sk - Sq - j| to query i and key j.
         causal: query i sees no key after i + Sk - Sq: the last query stands at the last key.
@@ -543,15 +554,15 @@ def attention(
         k,
         v,
         bias,
-        sinks,
-        alibi_slopes,
+        None if sinks is None else sinks.contiguous(),
+        None if alibi_slopes is None else alibi_slopes.contiguous(),
         out,
         lse,
         *q.stride()[:3],
         *k.stride()[:3],
         *v.stride()[:3],
         *bias_strides,
-        alibi_slopes.stride(0) if alibi_slopes is not None and alibi_slopes.dim() == 2 else 0,
+        heads if alibi_slopes is not None and alibi_slopes.dim() == 2 else 0,
         heads,
         group,
         pack,
@@ -569,7 +580,7 @@ def attention(
         STEP_D=min(block_d, tile.d),
         BLOCK_DV=block_dv,
         FUSED_SCALE=bare,
-        WIDE=tile.n * max(k.stride(2), v.stride(2)) >= 2**31,
+        WIDE=max(tile.n * k.stride(2), tile.n * v.stride(2), len_k * bias_strides[3]) >= 2**31,
         PRECISION=architecture.float32_dots if q.dtype == torch.float32 else "ieee",
         num_warps=tile.warps,
         num_stages=tile.stages,
