@@ -61,7 +61,7 @@ def test_every_option(data: st.DataObject, shape: AttentionShape, dtype: torch.d
 def test_past_the_tiles(
     dtype: torch.dtype, queries: int, keys: int, options: dict[str, Any]
 ) -> None:
-    shape = AttentionShape(1, 2, 1, queries, keys, 64, 64)
+    shape = AttentionShape(1, 1, 1, queries, keys, 64, 64)
     check(Call(inputs(shape, dtype), options))
     check(Call(inputs(shape, dtype, bias=randn((queries, keys), dtype, 4)), options))
 
@@ -84,9 +84,10 @@ def test_every_tile_of_the_table(
 ) -> None:
     monkeypatch.setattr(target, "of", lambda device: target.ARCHITECTURES[architecture])
     dtype = {2: torch.bfloat16, 4: torch.float32}[itemsize]
-    queries = 2 if kind == "few" else 140
-    shape = AttentionShape(1, 2, 1, queries, 150, size, size)
-    bias = None if kind == "bare" else randn((queries, 150), dtype, 4)
+    tile = TILES[architecture][itemsize][size][kind]
+    queries, keys = 3 if kind == "few" else tile.m + 5, 2 * tile.n + 7
+    shape = AttentionShape(1, 1, 1, queries, keys, size, size)
+    bias = None if kind == "bare" else randn((queries, keys), dtype, 4)
     check(Call(inputs(shape, dtype, bias=bias), {"causal": True}))
 
 

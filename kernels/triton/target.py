@@ -48,11 +48,11 @@ def record(architecture: Architecture, launch: Launch) -> Iterator[None]:
 
 
 def of(device: torch.device) -> Architecture:
-    """The architecture whose tiles serve `device`; the interpreter, on the CPU, gets sm_80's."""
+    """The architecture whose tiles serve `device`; the interpreter, on the CPU, gets sm_90's."""
     recorder = _recorder.get()
     if recorder:
         return recorder[0]
-    return ARCHITECTURES["sm_80"] if device.type == "cpu" else _of_gpu(device.index or 0)
+    return ARCHITECTURES["sm_90"] if device.type == "cpu" else _of_gpu(device.index or 0)
 
 
 @functools.cache
