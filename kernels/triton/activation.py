@@ -10,7 +10,8 @@ ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh")
 
 @triton.jit
 def tanh(x):
-    """tanh to a few ulp: 1 - 2 / (1 + exp(2|x|)) cancels near zero, so an odd polynomial (Cephes tanhf) takes over."""
+    """tanh to a few ulp: 1 - 2 / (1 + exp(2|x|)) cancels near zero, so an odd polynomial takes over
+    there (the coefficients of Cephes tanhf)."""
     square = x * x
     near = -5.70498872745e-3 * square + 2.06390887954e-2
     near = near * square - 5.37397155531e-2

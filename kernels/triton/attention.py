@@ -1,8 +1,9 @@
 """Attention forward as one fused Triton kernel.
 
-A program owns BLOCK_M rows of queries and walks over the keys BLOCK_N at a time with an online softmax (Milakov and
-Gimelshein 2018; Dao 2023, FlashAttention-2). When the queries alone cannot fill a tile, as in decoding, all the heads
-that share a key-value head are packed into its rows, so that keys and values are read once for the whole group.
+A program owns BLOCK_M rows of queries and walks over the keys BLOCK_N at a time with an online
+softmax (Milakov and Gimelshein 2018; Dao 2023, FlashAttention-2). When the queries are too few to
+fill a tile, as in decoding, all the heads that share a key-value head are packed into its rows, so
+that keys and values are read once for the whole group.
 """
 
 from __future__ import annotations
@@ -24,15 +25,23 @@ LN2 = tl.constexpr(math.log(2.0))
 
 
 @triton.jit
+def load_slice(p_rows, o_col, cols, CUT_COLS: tl.constexpr):
+    """The same columns of every row pointed at. What lies outside reads as zero."""
+    p_elements = p_rows[:, None] + o_col[None, :]
+    if CUT_COLS:
+        return tl.load(p_elements, mask=(o_col < cols)[None, :], other=0.0)
+    return tl.load(p_elements)
+
+
+@triton.jit
 def load_tile(
     p_tile, o_row, o_col, stride, rows, cols, CUT_ROWS: tl.constexpr, CUT_COLS: tl.constexpr
 ):
     """A tile of a matrix whose rows are contiguous. What lies outside reads as zero."""
     p_elements = p_tile + o_row[:, None] * stride + o_col[None, :]
     if CUT_ROWS and CUT_COLS:
-        return tl.load(
-            p_elements, mask=(o_row < rows)[:, None] & (o_col < cols)[None, :], other=0.0
-        )
+        m_inside = (o_row < rows)[:, None] & (o_col < cols)[None, :]
+        return tl.load(p_elements, mask=m_inside, other=0.0)
     if CUT_ROWS:
         return tl.load(p_elements, mask=(o_row < rows)[:, None], other=0.0)
     if CUT_COLS:
@@ -51,13 +60,14 @@ def attention_forward(
     heads, group, pack, len_q, len_k,
     scale, softcap, window_left, window_right,
     D: tl.constexpr, DV: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, STEP_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     FUSED_SCALE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     rows = len_q * pack
     blocks = tl.cdiv(rows, BLOCK_M)
     pid = tl.program_id(0)
-    # The last rows of a causal problem see the most keys: of each head, the longest program starts first.
+    # The last rows of a causal problem see the most keys: the longest program of a head goes first.
     i_m = blocks - 1 - pid % blocks
     i_b = (pid // blocks // (heads // pack)).to(tl.int64)
     i_h = (pid // blocks % (heads // pack) * pack).to(tl.int64)  # the first head of this program
@@ -67,14 +77,12 @@ def attention_forward(
     o_m = o_row // pack  # [BLOCK_M] query
     o_h = i_h + o_row % pack  # [BLOCK_M] head
     o_n = tl.arange(0, BLOCK_N)
-    o_d = tl.arange(0, BLOCK_D)
+    o_d = tl.arange(0, STEP_D)
     o_dv = tl.arange(0, BLOCK_DV)
 
     p_rows = p_q + i_b * stride_qb + o_h * stride_qh + o_m.to(tl.int64) * stride_qm
-    if D == BLOCK_D:
-        b_q = tl.load(p_rows[:, None] + o_d[None, :])  # [BLOCK_M, BLOCK_D]
-    else:
-        b_q = tl.load(p_rows[:, None] + o_d[None, :], mask=(o_d < D)[None, :], other=0.0)
+    if STEP_D == BLOCK_D:
+        b_q = load_slice(p_rows, o_d, D, D != BLOCK_D)  # [BLOCK_M, BLOCK_D]
     p_k += i_b * stride_kb + i_h // group * stride_kh
     p_v += i_b * stride_vb + i_h // group * stride_vh
     o_kv = o_n.to(tl.int64) if WIDE else o_n  # 32-bit offsets inside a tile save registers
@@ -88,7 +96,7 @@ def attention_forward(
     b_sum = tl.zeros([BLOCK_M], tl.float32)
     b_acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
 
-    # Keys [seen, seen_end) are visible to some row of the block, keys [whole, whole_end) to all of them.
+    # Keys [seen, seen_end) are visible to some row of the block, [whole, whole_end) to all of them.
     diagonal = len_k - len_q  # query i stands at key i + diagonal
     first = i_m * BLOCK_M // pack + diagonal
     last = tl.minimum(i_m * BLOCK_M + BLOCK_M - 1, rows - 1) // pack + diagonal
@@ -99,33 +107,37 @@ def attention_forward(
     if window_right is not None:
         seen_end = tl.maximum(tl.minimum(last + window_right + 1, len_k), seen)
         whole_end = tl.maximum(tl.minimum(first + window_right + 1, len_k), 0)
-    # The same in tiles: [t_seen, t_whole) and [t_whole_end, t_seen_end) need a mask, those between need none.
+    # The same in tiles: [t_seen, t_whole) and [t_whole_end, t_seen_end) need a mask, those between
+    # need none and come first.
     t_seen = seen // BLOCK_N
     t_seen_end = tl.cdiv(seen_end, BLOCK_N)
     t_whole = tl.minimum(tl.cdiv(whole, BLOCK_N), t_seen_end)
     t_whole_end = tl.maximum(whole_end // BLOCK_N, t_whole)
 
     for EDGE in tl.static_range(2):
-        if EDGE:
-            tiles = t_whole - t_seen + t_seen_end - t_whole_end
-        else:
-            tiles = t_whole_end - t_whole
-        for t in tl.range(0, tiles):
+        whole_tiles = t_whole_end - t_whole
+        for t in tl.range(0, t_seen_end - t_seen - whole_tiles if EDGE else whole_tiles):
             if EDGE:
-                t_n = t_seen + t + tl.where(t_seen + t < t_whole, 0, t_whole_end - t_whole)
+                t_n = t_seen + t + tl.where(t_seen + t < t_whole, 0, whole_tiles)
             else:
                 t_n = t_whole + t
             o_key = t_n * BLOCK_N + o_n  # [BLOCK_N]
             o_first = (t_n * BLOCK_N).to(tl.int64)
             left = len_k - t_n * BLOCK_N
 
-            p_tile = p_k + o_first * stride_kn
-            b_k = load_tile(
-                p_tile, o_kv, o_d, stride_kn, left, D, EDGE, D != BLOCK_D
-            )  # [BLOCK_N, BLOCK_D]
-            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
+            p_tile = p_k + o_first * stride_kn  # [BLOCK_N, BLOCK_D] -> b_s [BLOCK_M, BLOCK_N]
+            if STEP_D == BLOCK_D:
+                b_k = load_tile(p_tile, o_kv, o_d, stride_kn, left, D, EDGE, D != BLOCK_D)
+                b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+            else:  # the queries of a large head do not fit the registers: multiply it in slices
+                b_s = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+                for d in tl.range(0, BLOCK_D, STEP_D):
+                    cols, p_part = D - d, p_tile + d
+                    b_qd = load_slice(p_rows + d, o_d, cols, D != BLOCK_D)  # [BLOCK_M, STEP_D]
+                    b_kd = load_tile(p_part, o_kv, o_d, stride_kn, left, cols, EDGE, D != BLOCK_D)
+                    b_s = tl.dot(b_qd, tl.trans(b_kd), b_s, input_precision=PRECISION)
             if FUSED_SCALE:
-                # The scale is positive and comes last, so it may wait for the subtraction of the maximum.
+                # The scale is positive and comes last: it is fused with the maximum's subtraction.
                 factor = scale * LOG2E
             else:
                 factor = 1.0
@@ -134,13 +146,12 @@ def attention_forward(
                 else:
                     b_s = b_s * (scale * LOG2E)
                 if p_slopes is not None:
-                    b_s -= b_slope[:, None] * tl.abs(o_m[:, None] + diagonal - o_key[None, :]).to(
-                        tl.float32
-                    )
+                    o_apart = tl.abs(o_m[:, None] + diagonal - o_key[None, :])
+                    b_s -= b_slope[:, None] * o_apart.to(tl.float32)
                 if p_bias is not None:
-                    p_elements = (
-                        p_bias_rows[:, None] + (o_key * stride_bn)[None, :]
-                    )  # [BLOCK_M, BLOCK_N]
+                    # [BLOCK_M, BLOCK_N]
+                    o_bias = (o_key.to(tl.int64) if WIDE else o_key) * stride_bn
+                    p_elements = p_bias_rows[:, None] + o_bias[None, :]
                     if EDGE:
                         b_bias = tl.load(p_elements, mask=(o_key < len_k)[None, :], other=0)
                     else:
@@ -164,16 +175,13 @@ def attention_forward(
             b_decay = tl.exp2(b_max - b_pivot)
             b_max = b_new
             b_sum = b_sum * b_decay + tl.sum(b_p, 1)
-            p_tile = p_v + o_first * stride_vn
-            b_v = load_tile(
-                p_tile, o_kv, o_dv, stride_vn, left, DV, EDGE, DV != BLOCK_DV
-            )  # [BLOCK_N, BLOCK_DV]
-            b_acc = tl.dot(
-                b_p.to(b_v.dtype), b_v, b_acc * b_decay[:, None], input_precision=PRECISION
-            )
+            b_acc *= b_decay[:, None]
+            p_tile = p_v + o_first * stride_vn  # [BLOCK_N, BLOCK_DV]
+            b_v = load_tile(p_tile, o_kv, o_dv, stride_vn, left, DV, EDGE, DV != BLOCK_DV)
+            b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc, input_precision=PRECISION)
 
     if p_sinks is not None:
-        # A key that every live row sees and whose value is zero. A sum of zero is a row that attended nothing.
+        # A key that every live row sees, whose value is zero. A dead row has a sum of zero.
         b_sink = tl.load(p_sinks + o_h).to(tl.float32) * LOG2E  # [BLOCK_M]
         b_new = tl.maximum(b_max, b_sink)
         b_decay = tl.exp2(b_max - b_new)
@@ -185,26 +193,28 @@ def attention_forward(
     m_row = i_m * BLOCK_M + tl.arange(0, BLOCK_M) < rows
     o_out = (i_b * heads + o_h) * len_q + o_m
     p_elements = p_out + (o_out * DV)[:, None] + o_dv[None, :]
-    tl.store(
-        p_elements, b_out.to(p_out.dtype.element_ty), mask=m_row[:, None] & (o_dv < DV)[None, :]
-    )
+    m_out = m_row[:, None] & (o_dv < DV)[None, :]
+    tl.store(p_elements, b_out.to(p_out.dtype.element_ty), mask=m_out)
     tl.store(p_lse + o_out, b_lse, mask=m_row)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One tiling: rows of queries, keys at a time, warps, and the tiles of keys and values in flight."""
+    """Rows of queries, keys at a time, warps, tiles of keys and values in flight, and the slice of
+    the head size that one product takes."""
 
     m: int
     n: int
     warps: int
     stages: int
+    d: int = 512
 
 
-# Per architecture, bytes of an element and padded head size: tiles for bare scores, for scores that a softcap, slopes
-# or a bias changes (they live in registers beside the product), and for a few rows (decoding). Each is the largest
-# that compiles without a spill with every option on.
 MAX_HEAD_SIZE = 512
+
+# Per architecture, bytes of an element and padded head size: tiles for bare scores, for scores that
+# a softcap, slopes or a bias change (which live in registers beside the product), and for few
+# queries (decoding). Each is the largest tried that compiles without a spill with every option on.
 TILES: dict[str, dict[int, dict[int, dict[str, Tile]]]] = {
     "sm_80": {
         2: {
@@ -224,31 +234,31 @@ TILES: dict[str, dict[int, dict[int, dict[str, Tile]]]] = {
                 "few": Tile(16, 64, 4, 2),
             },
             512: {
-                "bare": Tile(32, 32, 8, 2),
-                "scored": Tile(32, 16, 8, 2),
+                "bare": Tile(64, 32, 8, 2, 64),
+                "scored": Tile(64, 16, 8, 2, 128),
                 "few": Tile(16, 32, 8, 2),
             },
         },
         4: {
             64: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(64, 16, 8, 2),
+                "scored": Tile(64, 16, 8, 2),
+                "few": Tile(16, 64, 4, 3),
             },
             128: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(32, 32, 8, 2),
+                "scored": Tile(32, 32, 8, 2),
+                "few": Tile(16, 32, 4, 2),
             },
             256: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(32, 32, 8, 2, 32),
+                "scored": Tile(32, 32, 8, 2, 32),
+                "few": Tile(16, 32, 8, 2, 64),
             },
             512: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(32, 16, 8, 2, 64),
+                "scored": Tile(16, 16, 8, 2, 64),
+                "few": Tile(16, 16, 8, 2, 64),
             },
         },
     },
@@ -270,8 +280,8 @@ TILES: dict[str, dict[int, dict[int, dict[str, Tile]]]] = {
                 "few": Tile(16, 32, 4, 2),
             },
             512: {
-                "bare": Tile(32, 32, 8, 2),
-                "scored": Tile(32, 32, 8, 2),
+                "bare": Tile(64, 32, 8, 2, 128),
+                "scored": Tile(64, 32, 8, 2, 64),
                 "few": Tile(16, 32, 8, 2),
             },
         },
@@ -283,110 +293,110 @@ TILES: dict[str, dict[int, dict[int, dict[str, Tile]]]] = {
             },
             128: {
                 "bare": Tile(32, 32, 8, 2),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "scored": Tile(32, 32, 8, 2),
+                "few": Tile(16, 32, 4, 2),
             },
             256: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(32, 32, 8, 2, 32),
+                "scored": Tile(32, 32, 8, 2, 32),
+                "few": Tile(16, 32, 8, 2, 64),
             },
             512: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(16, 16, 8, 2, 64),
+                "scored": Tile(16, 16, 8, 2, 64),
+                "few": Tile(16, 16, 8, 2, 64),
             },
         },
     },
     "sm_100": {
         2: {
             64: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(128, 128, 8, 2),
+                "scored": Tile(128, 64, 8, 3),
+                "few": Tile(16, 128, 4, 3),
             },
             128: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(128, 64, 8, 3),
+                "scored": Tile(128, 64, 8, 3),
+                "few": Tile(16, 64, 4, 3),
             },
             256: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(128, 32, 8, 2),
+                "scored": Tile(64, 32, 8, 2),
+                "few": Tile(16, 32, 4, 2),
             },
             512: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(64, 32, 8, 2, 64),
+                "scored": Tile(64, 32, 8, 2, 64),
+                "few": Tile(16, 32, 8, 2, 128),
             },
         },
         4: {
             64: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(64, 16, 8, 2),
+                "scored": Tile(64, 16, 8, 2),
+                "few": Tile(16, 64, 4, 3),
             },
             128: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(64, 32, 8, 2, 32),
+                "scored": Tile(64, 32, 8, 2, 32),
+                "few": Tile(16, 32, 4, 2),
             },
             256: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(64, 32, 8, 2, 32),
+                "scored": Tile(64, 32, 8, 2, 32),
+                "few": Tile(16, 32, 8, 2, 64),
             },
             512: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(16, 16, 8, 2, 64),
+                "scored": Tile(16, 16, 8, 2, 64),
+                "few": Tile(16, 16, 8, 2, 64),
             },
         },
     },
     "gfx942": {
         2: {
             64: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(128, 64, 4, 1),
+                "scored": Tile(128, 32, 4, 1),
+                "few": Tile(16, 64, 4, 1),
             },
             128: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(128, 32, 4, 1),
+                "scored": Tile(64, 32, 4, 1),
+                "few": Tile(16, 32, 4, 1),
             },
             256: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(64, 16, 4, 1),
+                "scored": Tile(64, 16, 4, 1),
+                "few": Tile(16, 32, 4, 1, 64),
             },
             512: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(64, 16, 8, 1, 64),
+                "scored": Tile(64, 16, 8, 1, 64),
+                "few": Tile(16, 32, 4, 1, 64),
             },
         },
         4: {
             64: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(128, 32, 4, 1),
+                "scored": Tile(128, 32, 4, 1),
+                "few": Tile(16, 64, 4, 1),
             },
             128: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(64, 32, 4, 1),
+                "scored": Tile(64, 16, 4, 1),
+                "few": Tile(16, 32, 4, 1),
             },
             256: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(64, 16, 4, 1, 64),
+                "scored": Tile(64, 16, 4, 1, 64),
+                "few": Tile(16, 32, 4, 1, 64),
             },
             512: {
-                "bare": Tile(16, 16, 8, 1),
-                "scored": Tile(16, 16, 8, 1),
-                "few": Tile(16, 16, 8, 1),
+                "bare": Tile(64, 16, 8, 1, 64),
+                "scored": Tile(64, 16, 8, 1, 64),
+                "few": Tile(16, 32, 4, 1, 64),
             },
         },
     },
@@ -402,27 +412,35 @@ def _check(
     alibi_slopes: Tensor | None,
 ) -> None:
     op = "attention"
-    check.require_floating(op, "q", q)
     for name, x in (("q", q), ("k", k), ("v", v)):
         check.require_device(op, name, x, q.device)
-        check.require_dtype(op, name, x, q.dtype)
+        check.require_floating(op, name, x)
+        check.require(
+            x.dtype == q.dtype,
+            op,
+            f"{name} must have q's dtype {check.name_of(q.dtype)}, got {check.name_of(x.dtype)}",
+        )
         check.require_rank(op, name, x, 4)
-        check.require_unit_stride(op, name, x)
-    batch, heads, len_q, size = q.shape
-    heads_kv, len_k, size_v = v.shape[1:]
-    for name, x in (("q", q), ("v", v)):
+        check.require_same(op, name, "batch size", x.size(0), "q", q.size(0))
         check.require(
             1 <= x.size(3) <= MAX_HEAD_SIZE,
             op,
             f"{name} must have a head size from 1 to {MAX_HEAD_SIZE}, got {x.size(3)}",
         )
+        check.require_unit_stride(op, name, x)
+    check.require_same(op, "k", "head size", k.size(3), "q", q.size(3))
     check.require(
-        heads % heads_kv == 0 if heads_kv else heads == 0,
+        k.size(1) > 0 and q.size(1) % k.size(1) == 0,
         op,
-        f"k has {k.size(1)} heads, which does not divide q's {heads}",
+        f"k has {k.size(1)} heads, which does not divide q's {q.size(1)}",
     )
-    check.require_shape(op, "k", k, (batch, k.size(1), k.size(2), size))
-    check.require_shape(op, "v", v, (batch, k.size(1), k.size(2), size_v))
+    check.require(
+        v.size(1) == k.size(1), op, f"v has {v.size(1)} heads, which is not k's {k.size(1)}"
+    )
+    check.require(
+        v.size(2) == k.size(2), op, f"v has {v.size(2)} tokens, which is not k's {k.size(2)}"
+    )
+    batch, heads = q.shape[:2]
     if bias is not None:
         check.require_device(op, "bias", bias, q.device)
         check.require(
@@ -430,38 +448,40 @@ def _check(
             op,
             f"bias must be bool, float32, bfloat16 or float16, got {check.name_of(bias.dtype)}",
         )
-        scores = (batch, heads, len_q, len_k)
+        shape, scores = list(bias.shape), [batch, heads, q.size(2), k.size(2)]
         check.require(
-            bias.dim() <= 4
-            and all(b in (1, s) for b, s in zip(bias.shape[::-1], scores[::-1], strict=False)),
-            op,
-            f"bias must broadcast to {list(scores)}, got shape {list(bias.shape)}",
+            bias.dim() <= 4, op, f"bias must have at most 4 dimensions, got shape {shape}"
         )
-        if bias.dim() and bias.stride(-1) != 0:  # an expanded bias is read in place
-            check.require_unit_stride(op, "bias", bias)
+        check.require(
+            all(b in (1, s) for b, s in zip(shape[::-1], scores[::-1], strict=False)),
+            op,
+            f"bias of shape {shape} does not broadcast to {scores}",
+        )
     if sinks is not None:
         check.require_device(op, "sinks", sinks, q.device)
         check.require_floating(op, "sinks", sinks)
-        check.require_shape(op, "sinks", sinks, (heads,))
-        check.require_unit_stride(op, "sinks", sinks)
+        check.require(
+            list(sinks.shape) == [heads],
+            op,
+            f"sinks must have shape {[heads]}, got {list(sinks.shape)}",
+        )
     if alibi_slopes is not None:
         check.require_device(op, "alibi_slopes", alibi_slopes, q.device)
         check.require_dtype(op, "alibi_slopes", alibi_slopes, torch.float32)
+        shape = list(alibi_slopes.shape)
         check.require(
-            tuple(alibi_slopes.shape) in ((heads,), (batch, heads)),
+            shape in ([heads], [batch, heads]),
             op,
-            f"alibi_slopes must have shape {[heads]} or {[batch, heads]}, "
-            f"got shape {list(alibi_slopes.shape)}",
+            f"alibi_slopes must have shape {[heads]} or {[batch, heads]}, got {shape}",
         )
-        check.require_unit_stride(op, "alibi_slopes", alibi_slopes)
 
 
 def _check_options(window_left: int, window_right: int, softcap: float, scale: float) -> None:
     op = "attention"
     for name, window in (("window_left", window_left), ("window_right", window_right)):
-        check.require(window >= -1, op, f"{name} must be -1 (no limit) or more, got {window}")
+        check.require(window >= -1, op, f"{name} must be at least -1, got {window}")
     check.require_finite(op, "softcap", softcap)
-    check.require(softcap >= 0, op, f"softcap must be 0 (none) or more, got {softcap}")
+    check.require(softcap >= 0, op, f"softcap must not be negative, got {softcap:g}")
     check.require_finite(op, "scale", scale)
 
 
@@ -481,19 +501,19 @@ def attention(
     """softmax(q @ k.T * scale, capped, biased, masked) @ v, with scores and softmax in float32.
 
     Args:
-        q: [B, H, Sq, D]; k: [B, Hkv, Sk, D]; v: [B, Hkv, Sk, Dv], all float32, bfloat16 or float16, H a multiple of
-            Hkv, D and Dv from 1 to 512, innermost stride 1.
-        bias: broadcasts to [B, H, Sq, Sk]; bool (True attends) or floating (added to the score).
+        q: [B, H, Sq, D], float32, bfloat16 or float16, D up to 512, innermost stride 1.
+        k: [B, Hkv, Sk, D], v: [B, Hkv, Sk, Dv]: the same; H is a multiple of Hkv.
+        bias: broadcasts to [B, H, Sq, Sk], any strides; bool (True attends) or floating (added).
         sinks: [H], one logit per head that takes probability and adds no value.
-        alibi_slopes: [H] or [B, H] float32; adds -slope · |i + Sk - Sq - j| to the score of query i and key j.
+        alibi_slopes: [H] or [B, H] float32; adds -slope · |i + Sk - Sq - j| to query i and key j.
         causal: query i sees no key after i + Sk - Sq: the last query stands at the last key.
         window_left, window_right: how many keys before and after its own a query sees; -1 for all.
         softcap: c > 0 turns a score s into c · tanh(s / c).
         scale: 1 / sqrt(D) unless given.
 
     Returns:
-        out [B, H, Sq, Dv] in q's dtype and lse [B, H, Sq] float32, the natural logarithm of each row's sum of exps.
-        A row that may attend nothing gives 0 and -inf.
+        out [B, H, Sq, Dv] in q's dtype, and lse [B, H, Sq] float32, the natural logarithm of the
+        sum of each row's exponentials. A row that may attend nothing gives 0 and -inf.
 
     Raises:
         RuntimeError: an argument has the wrong device, dtype, rank, shape, stride or value.
@@ -510,7 +530,7 @@ def attention(
 
     if causal:
         window_right = 0
-    # A window as wide as the problem is no window; clamping also keeps the kernel's sums within 32 bits.
+    # A window as wide as the problem is no window; wider ones could overflow the 32-bit sums.
     widest = len_q + len_k
     bias_strides: tuple[int, ...] = (0, 0, 0, 0)
     if bias is not None:
@@ -534,15 +554,15 @@ def attention(
         k,
         v,
         bias,
-        sinks,
-        alibi_slopes,
+        None if sinks is None else sinks.contiguous(),
+        None if alibi_slopes is None else alibi_slopes.contiguous(),
         out,
         lse,
         *q.stride()[:3],
         *k.stride()[:3],
         *v.stride()[:3],
         *bias_strides,
-        alibi_slopes.stride(0) if alibi_slopes is not None and alibi_slopes.dim() == 2 else 0,
+        heads if alibi_slopes is not None and alibi_slopes.dim() == 2 else 0,
         heads,
         group,
         pack,
@@ -557,9 +577,10 @@ def attention(
         BLOCK_M=tile.m,
         BLOCK_N=tile.n,
         BLOCK_D=block_d,
+        STEP_D=min(block_d, tile.d),
         BLOCK_DV=block_dv,
         FUSED_SCALE=bare,
-        WIDE=tile.n * max(k.stride(2), v.stride(2)) >= 2**31,
+        WIDE=max(tile.n * k.stride(2), tile.n * v.stride(2), len_k * bias_strides[3]) >= 2**31,
         PRECISION=architecture.float32_dots if q.dtype == torch.float32 else "ieee",
         num_warps=tile.warps,
         num_stages=tile.stages,

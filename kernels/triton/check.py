@@ -47,12 +47,8 @@ def require_rank(op: str, name: str, x: Tensor, rank: int) -> None:
     require(x.dim() == rank, op, f"{name} must have {rank} dimensions, got shape {list(x.shape)}")
 
 
-def require_shape(op: str, name: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    require(
-        tuple(x.shape) == shape,
-        op,
-        f"{name} must have shape {list(shape)}, got shape {list(x.shape)}",
-    )
+def require_same(op: str, name: str, what: str, got: int, other: str, due: int) -> None:
+    require(got == due, op, f"{name} has {what} {got}, which is not {other}'s {due}")
 
 
 def require_unit_stride(op: str, name: str, x: Tensor) -> None:
@@ -67,4 +63,4 @@ def require_unit_stride(op: str, name: str, x: Tensor) -> None:
 
 
 def require_finite(op: str, name: str, value: float) -> None:
-    require(math.isfinite(value), op, f"{name} must be finite, got {value}")
+    require(math.isfinite(value), op, f"{name} must be finite, got {value:g}")

@@ -1,7 +1,8 @@
 """The linear layer as one fused Triton kernel: activation(x @ weight.T + bias) + residual.
 
-A program owns one BLOCK_M × BLOCK_N tile of the output. Programs go down GROUP_M tiles before they step sideways, so
-that those that run together share rows of x and of the weight in the L2 cache (the Triton matmul tutorial's order).
+A program owns one BLOCK_M × BLOCK_N tile of the output. Programs go down GROUP_M tiles before they
+step sideways, so that those that run together share rows of x and of the weight in the L2 cache
+(the order of Triton's matmul tutorial).
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from .activation import ACTIVATIONS, activate
 @triton.jit(do_not_specialize=["len_m"])
 def linear_forward(
     p_x, p_weight, p_bias, p_residual, p_out,
-    stride_xm, stride_wn, stride_rm,
+    stride_xm, stride_xk, stride_wn, stride_wk, stride_rm,
     len_m, len_n, len_k,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    WHOLE_K: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    WHOLE_K: tl.constexpr, WIDE: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     blocks_m = tl.cdiv(len_m, BLOCK_M)
     blocks_n = tl.cdiv(len_n, BLOCK_N)
@@ -34,14 +35,16 @@ def linear_forward(
     i_m = i_group * GROUP_M + pid % (GROUP_M * blocks_n) % group_m
     i_n = pid % (GROUP_M * blocks_n) // group_m
 
-    # Rows and columns past the end repeat the last ones: the main loop needs no mask on them, only the stores do.
+    # Rows and columns past the end repeat the last ones: only the epilogue needs a mask for them.
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
     o_xm = tl.minimum(o_m, len_m - 1).to(tl.int64)
     o_wn = tl.minimum(o_n, len_n - 1).to(tl.int64)
-    o_k = tl.arange(0, BLOCK_K)
-    p_x_tile = p_x + (o_xm * stride_xm)[:, None] + o_k[None, :]  # [BLOCK_M, BLOCK_K]
-    p_weight_tile = p_weight + (o_wn * stride_wn)[:, None] + o_k[None, :]  # [BLOCK_N, BLOCK_K]
+    o_k = tl.arange(0, BLOCK_K).to(tl.int64) if WIDE else tl.arange(0, BLOCK_K)
+    step = tl.full([], BLOCK_K, tl.int64) if WIDE else BLOCK_K
+    # [BLOCK_M, BLOCK_K] and [BLOCK_N, BLOCK_K]
+    p_x_tile = p_x + (o_xm * stride_xm)[:, None] + (o_k * stride_xk)[None, :]
+    p_weight_tile = p_weight + (o_wn * stride_wn)[:, None] + (o_k * stride_wk)[None, :]
 
     b_acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k in tl.range(0, len_k, BLOCK_K):
@@ -53,8 +56,8 @@ def linear_forward(
             b_x = tl.load(p_x_tile, mask=m_k, other=0.0)
             b_weight = tl.load(p_weight_tile, mask=m_k, other=0.0)
         b_acc = tl.dot(b_x, tl.trans(b_weight), b_acc, input_precision=PRECISION)
-        p_x_tile += BLOCK_K
-        p_weight_tile += BLOCK_K
+        p_x_tile += step * stride_xk
+        p_weight_tile += step * stride_wk
 
     if p_bias is not None:
         b_acc += tl.load(p_bias + o_n, mask=o_n < len_n, other=0.0).to(tl.float32)[None, :]
@@ -77,8 +80,9 @@ class Tile:
     stages: int
 
 
-# Per architecture and bytes of an element: tiles for a large product, for one too small to give every unit a large
-# tile, and for a few rows (decoding), where the weight streams past once and only its bytes count.
+# Per architecture and bytes of an element: tiles for a large product, for one too small to give
+# every unit a large tile, and for few rows (decoding), where the weight streams past once and only
+# its bytes count.
 TILES: dict[str, dict[int, dict[str, Tile]]] = {
     "sm_80": {
         2: {"large": Tile(128, 128, 8, 3), "small": Tile(64, 64, 4, 4), "few": Tile(16, 64, 4, 4)},
@@ -116,26 +120,45 @@ def _check(
 ) -> None:
     op = "linear"
     check.require_floating(op, "x", x)
-    check.require(x.dim() > 0, op, "x must have at least 1 dimension, got shape []")
+    check.require(x.dim() >= 1, op, "x must have at least 1 dimension, got shape []")
+    check.require_device(op, "weight", weight, x.device)
+    check.require_dtype(op, "weight", weight, x.dtype)
     check.require_rank(op, "weight", weight, 2)
-    columns, depth = weight.size(0), x.size(-1)
-    shapes: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
-        "x": (x, tuple(x.shape)),
-        "weight": (weight, (columns, depth)),
-        "bias": (bias, (columns,)),
-        "residual": (residual, (*x.shape[:-1], columns)),
-    }
-    for name, (argument, shape) in shapes.items():
-        if argument is not None:
-            check.require_device(op, name, argument, x.device)
-            check.require_dtype(op, name, argument, x.dtype)
-            check.require_shape(op, name, argument, shape)
-            check.require_unit_stride(op, name, argument)
+    columns, depth = weight.shape
+    check.require(
+        depth == x.size(-1),
+        op,
+        f"weight has {depth} input features, which is not x's {x.size(-1)}",
+    )
     check.require(
         activation in ACTIVATIONS,
         op,
-        f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation}",
+        f"activation must be one of {', '.join(ACTIVATIONS)}, got '{activation}'",
     )
+    if bias is not None:
+        check.require_device(op, "bias", bias, x.device)
+        check.require(
+            bias.dtype in (x.dtype, torch.float32),
+            op,
+            f"bias must be {check.name_of(x.dtype)} or float32, got {check.name_of(bias.dtype)}",
+        )
+        check.require_rank(op, "bias", bias, 1)
+        check.require(
+            bias.size(0) == columns,
+            op,
+            f"bias has {bias.size(0)} elements, which is not the {columns} output features",
+        )
+        check.require_unit_stride(op, "bias", bias)
+    if residual is not None:
+        check.require_device(op, "residual", residual, x.device)
+        check.require_dtype(op, "residual", residual, x.dtype)
+        shape = [*x.shape[:-1], columns]
+        check.require(
+            list(residual.shape) == shape,
+            op,
+            f"residual must have the output's shape {shape}, got {list(residual.shape)}",
+        )
+        check.require_unit_stride(op, "residual", residual)
 
 
 def linear(
@@ -148,10 +171,10 @@ def linear(
     """activation(x @ weight.T + bias) + residual, accumulated in float32.
 
     Args:
-        x: [..., K], float32, bfloat16 or float16. Leading dimensions that cannot be merged into one are copied.
-        weight: [N, K], x's dtype.
-        bias: [N], x's dtype.
-        residual: [..., N], x's dtype.
+        x: [..., K], float32, bfloat16 or float16; copied if its leading dimensions do not merge.
+        weight: [N, K], x's dtype, any strides; contiguous rows are read 16 bytes at a time.
+        bias: [N], x's dtype or float32.
+        residual: [..., N], x's dtype, innermost stride 1.
         activation: none, relu, gelu, gelu_tanh, silu or tanh.
 
     Returns:
@@ -180,8 +203,8 @@ def linear(
         bias,
         flat_residual,
         out,
-        flat.stride(0),
-        weight.stride(0),
+        *flat.stride(),
+        *weight.stride(),
         0 if flat_residual is None else flat_residual.stride(0),
         rows,
         columns,
@@ -191,6 +214,7 @@ def linear(
         BLOCK_K=block_k,
         GROUP_M=GROUP_M,
         WHOLE_K=depth % block_k == 0,
+        WIDE=block_k * max(flat.stride(1), weight.stride(1)) >= 2**31,
         ACTIVATION=activation,
         PRECISION=architecture.float32_dots if x.dtype == torch.float32 else "ieee",
         num_warps=tile.warps,

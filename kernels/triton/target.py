@@ -24,8 +24,8 @@ class Architecture:
     float32_dots: str  # the `input_precision` that keeps float32 products within float32 rounding
 
 
-# Tensor cores multiply float32 as three TF32 products, hi·hi + hi·lo + lo·hi; CDNA has a float32 matrix instruction.
-# sm_80 is held to the 99 KB of its consumer siblings sm_86 and sm_89, so that one table serves them all.
+# Tensor cores multiply float32 as three TF32 products, hi·hi + hi·lo + lo·hi; CDNA has a float32
+# matrix instruction. sm_80 is held to the 99 KB of its siblings sm_86 and sm_89: one table for all.
 ARCHITECTURES = {
     "sm_80": Architecture("sm_80", 99 << 10, 108, "tf32x3"),
     "sm_90": Architecture("sm_90", 227 << 10, 132, "tf32x3"),
@@ -39,7 +39,7 @@ _recorder: ContextVar[tuple[Architecture, Launch] | None] = ContextVar("recorder
 
 @contextlib.contextmanager
 def record(architecture: Architecture, launch: Launch) -> Iterator[None]:
-    """Hand every launch inside the block to `launch`, with tiles chosen for `architecture`; nothing runs."""
+    """Inside the block every launch goes to `launch`, with `architecture`'s tiles; nothing runs."""
     token = _recorder.set((architecture, launch))
     try:
         yield
@@ -48,11 +48,11 @@ def record(architecture: Architecture, launch: Launch) -> Iterator[None]:
 
 
 def of(device: torch.device) -> Architecture:
-    """The architecture whose tiles serve `device`. Triton's interpreter, which takes CPU tensors, gets sm_80's."""
+    """The architecture whose tiles serve `device`; the interpreter, on the CPU, gets sm_90's."""
     recorder = _recorder.get()
     if recorder:
         return recorder[0]
-    return ARCHITECTURES["sm_80"] if device.type == "cpu" else _of_gpu(device.index or 0)
+    return ARCHITECTURES["sm_90"] if device.type == "cpu" else _of_gpu(device.index or 0)
 
 
 @functools.cache
@@ -62,7 +62,7 @@ def _of_gpu(index: int) -> Architecture:
     major, minor = torch.cuda.get_device_capability(index)
     if major < 8:
         raise RuntimeError(
-            f"lanewise: a GPU of compute capability 8.0 or later is needed, cuda:{index} has {major}.{minor}"
+            f"lanewise: cuda:{index} must have compute capability 8.0 or more, got {major}.{minor}"
         )
     # sm_120 has neither the shared memory nor the tensor memory of sm_100.
     return ARCHITECTURES[{9: "sm_90", 10: "sm_100"}.get(major, "sm_80")]
@@ -81,7 +81,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
 
 
 def block(size: int) -> int:
-    """The tile extent that holds `size` elements: a power of two that a matrix instruction accepts."""
+    """The tile extent that holds `size` elements: a power of two that matrix instructions take."""
     return max(16, triton.next_power_of_2(size))
 
 

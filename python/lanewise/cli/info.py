@@ -11,9 +11,9 @@ import torch
 
 import lanewise
 from lanewise import _host
+from lanewise.ops._triton import backends
 
-# What a yes in each column means: the dispatch key under which the op is registered.
-_BACK_ENDS = {"CPU": "CPU", "GPU": "CUDA", "gradient": "Autograd"}
+_COLUMNS = ("CPU", "GPU", "gradient")
 
 
 def run() -> int:
@@ -43,17 +43,16 @@ def machine() -> list[tuple[str, str]]:
 
 def ops() -> dict[str, dict[str, bool]]:
     """For every op, which back ends it has, and whether it is differentiable."""
-    names = sorted(
-        name
-        for name in torch._C._dispatch_get_all_op_names()
-        if name.startswith("lanewise::") and not name.endswith("_backward")
-    )
     return {
-        name.removeprefix("lanewise::"): {
-            column: torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
-            for column, key in _BACK_ENDS.items()
+        op: {
+            "CPU": "cpu" in devices,
+            "GPU": "gpu" in devices,
+            "gradient": torch._C._dispatch_has_kernel_for_dispatch_key(
+                f"lanewise::{op}", "Autograd"
+            ),
         }
-        for name in names
+        for op, devices in backends().items()
+        if not op.endswith("_backward")
     }
 
 
@@ -61,9 +60,9 @@ def _op_rows() -> list[tuple[str, str]]:
     def row(cells: list[str]) -> str:
         return "".join(f"{cell:10}" for cell in cells)
 
-    header = [("op", row(list(_BACK_ENDS)))]
+    header = [("op", row(list(_COLUMNS)))]
     return header + [
-        (name, row(["yes" if has[column] else "-" for column in _BACK_ENDS]))
+        (name, row(["yes" if has[column] else "-" for column in _COLUMNS]))
         for name, has in ops().items()
     ]
 

@@ -1,5 +1,6 @@
 """The ops as plain functions, one file per family."""
 
+from lanewise.ops import _triton  # noqa: F401  registers the GPU side
 from lanewise.ops.attention import attention
 from lanewise.ops.gemm import (
     gated_linear,

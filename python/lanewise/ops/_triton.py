@@ -1,0 +1,76 @@
+"""The GPU side of every op, registered under the CUDA key (which ROCm shares).
+
+Triton and the kernels are imported when the first CUDA tensor arrives: importing lanewise needs
+neither. An op without a GPU kernel says so in one sentence instead of torch's list of back ends.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lanewise.ops import _library  # noqa: F401  the schemas must exist before their kernels
+
+# op: the module of lanewise.kernels whose function of the op's name launches it
+KERNELS = {"attention": "attention", "linear": "gemm"}
+
+_cuda = torch.library.Library("lanewise", "IMPL", "CUDA")
+
+
+def backends() -> dict[str, tuple[str, ...]]:
+    """Every op, and the devices that it has a kernel for: ``{"attention": ("cpu", "gpu"), …}``."""
+    return {
+        op: tuple(
+            device
+            for device, present in (("cpu", _has_cpu_kernel(op)), ("gpu", op in KERNELS))
+            if present
+        )
+        for op in _ops()
+    }
+
+
+def _ops() -> list[str]:
+    names = sorted(torch._C._dispatch_get_all_op_names())
+    return [name.removeprefix("lanewise::") for name in names if name.startswith("lanewise::")]
+
+
+def _has_cpu_kernel(op: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"lanewise::{op}", "CPU")
+
+
+def _launcher(op: str) -> Callable[..., Any]:
+    def launch(*args: Any, **kwargs: Any) -> Any:
+        try:
+            module = importlib.import_module(f"lanewise.kernels.{KERNELS[op]}")
+        except ModuleNotFoundError as error:
+            if error.name != "triton":
+                raise
+            raise RuntimeError(
+                f"lanewise.{op}: Triton runs this op on a GPU and is not installed"
+            ) from error
+        return getattr(module, op)(*args, **kwargs)
+
+    return launch
+
+
+def _refusal(op: str) -> Callable[..., Any]:
+    names = [
+        argument.name for argument in getattr(torch.ops.lanewise, op).default._schema.arguments
+    ]
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        tensors = {**dict(zip(names, args, strict=False)), **kwargs}
+        name, x = next((n, x) for n, x in tensors.items() if isinstance(x, Tensor))
+        raise RuntimeError(
+            f"lanewise.{op}: no GPU kernel yet; {name} is on {x.device}, move it to the CPU"
+        )
+
+    return refuse
+
+
+for _op in _ops():
+    _cuda.impl(_op, _launcher(_op) if _op in KERNELS else _refusal(_op))
