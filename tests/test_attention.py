@@ -30,12 +30,19 @@ from torch import Tensor
 import lanewise
 
 
-@dataclass
+@dataclass(repr=False)
 class Call:
     """One drawn call: the tensors by name and the scalar options."""
 
     tensors: dict[str, Tensor | None]
     options: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        tensors = {
+            name: t if t is None else f"{t.dtype} {list(t.shape)} strides {list(t.stride())}"
+            for name, t in self.tensors.items()
+        }
+        return f"Call({tensors}, {self.options})"
 
     def __call__(self, op: Any, *first: Any, **tensors: Tensor | None) -> tuple[Tensor, Tensor]:
         return op(*first, **{**self.tensors, **tensors}, **self.options)
