@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lanewise.ops._library import ops, register_autocast, register_autograd, register_fake
+from lanewise.ops._library import (
+    ops,
+    register_autocast,
+    register_autograd,
+    register_fake,
+    register_no_gradient,
+)
 
 
 def attention(
@@ -155,4 +161,5 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tup
 
 
 register_autograd("attention", _backward, _setup_context)
+register_no_gradient("attention_backward")
 register_autocast("attention", cast=("q", "k", "v"))
