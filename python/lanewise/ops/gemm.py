@@ -267,9 +267,6 @@ register_autograd("matmul", _matmul_backward, _matmul_context)
 for _op in ("linear_backward", "gated_linear_backward", "linear_packed", "gated_linear_packed"):
     register_no_gradient(_op)
 
-register_no_gradient("linear_backward")
-register_no_gradient("gated_linear_backward")
-
 register_autocast("linear", ("x", "weight", "bias", "residual"))
 register_autocast("gated_linear", ("x", "gate", "up", "gate_bias", "up_bias"))
 register_autocast("matmul", ("a", "b"))
