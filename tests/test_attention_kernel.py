@@ -33,12 +33,7 @@ def guarded(values: np.ndarray) -> np.ndarray:
     region = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
     start = ctypes.addressof(ctypes.c_char.from_buffer(region))
     protected = start + pages * mmap.PAGESIZE
-    assert (
-        _libc.mprotect(
-            protected, mmap.PAGESIZE, mmap.PROT_NONE if hasattr(mmap, "PROT_NONE") else 0
-        )
-        == 0
-    )
+    assert _libc.mprotect(protected, mmap.PAGESIZE, mmap.PROT_NONE if hasattr(mmap, "PROT_NONE") else 0) == 0
     _regions.append(region)
     offset = pages * mmap.PAGESIZE - values.nbytes
     array = np.frombuffer(region, values.dtype, values.size, offset).reshape(values.shape)
