@@ -71,6 +71,13 @@ def test_sink_is_an_extra_key_without_value() -> None:
     torch.testing.assert_close(reference.attention(q, k, v, sinks=sinks)[0], peer, **TIGHT)
 
 
+def test_a_row_of_nothing_but_a_sink_is_zero_with_the_sinks_lse() -> None:
+    q, k, v, sinks = rand(1, 2, 3, 4), rand(1, 2, 5, 4), rand(1, 2, 5, 4), rand(2)
+    out, lse = reference.attention(q, k, v, torch.zeros(3, 5, dtype=torch.bool), sinks)
+    assert (out == 0).all()
+    torch.testing.assert_close(lse, sinks[None, :, None].expand(1, 2, 3), **TIGHT)
+
+
 @pytest.mark.parametrize("per_batch", [False, True])
 def test_alibi_is_a_bias(per_batch: bool) -> None:
     q, k, v = rand(2, 3, 4, 8), rand(2, 3, 6, 8), rand(2, 3, 6, 8)

@@ -51,8 +51,9 @@ void check_heads(const Arguments& a) {
   }
   require(a.k.size(3) == a.q.size(3), a.op, "k has head size ", a.k.size(3), ", which is not q's ",
           a.q.size(3));
-  require(a.k.size(1) > 0 && a.q.size(1) % a.k.size(1) == 0, a.op, "k has ", a.k.size(1),
-          " heads, which does not divide q's ", a.q.size(1));
+  const int64_t heads = a.q.size(1), kv_heads = a.k.size(1);
+  require(kv_heads ? heads % kv_heads == 0 : heads == 0, a.op, "k has ", kv_heads,
+          " heads, which does not divide q's ", heads);
   require(a.v.size(1) == a.k.size(1), a.op, "v has ", a.v.size(1), " heads, which is not k's ",
           a.k.size(1));
   require(a.v.size(2) == a.k.size(2), a.op, "v has ", a.v.size(2), " tokens, which is not k's ",

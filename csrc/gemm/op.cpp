@@ -202,9 +202,8 @@ Tensor pack_weight(const Tensor& weight) {
   const DType dtype = dtype_of(op, "weight", weight);
   require_rank(op, "weight", weight, 2);
   const int64_t n = weight.size(0), k = weight.size(1);
-  const int64_t bytes = packed_bytes(n, k, dtype, table().panel_width);
-  Tensor packed =
-      torch::stable::new_zeros(weight, {n, n ? (bytes + n - 1) / n : 0}, ScalarType::Byte);
+  const int64_t row = packed_row(n, k, dtype, table().panel_width);
+  Tensor packed = torch::stable::new_zeros(weight, {n, row}, ScalarType::Byte);
   if (n == 0) return packed;
   char* data = static_cast<char*>(packed.mutable_data_ptr());
   const PackedHeader header = make_header(n, k, dtype);

@@ -5,6 +5,7 @@
 // read.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 
 #include "check.h"
@@ -29,11 +30,13 @@ inline constexpr uint32_t kPackedVersion = 1;
 
 inline int64_t element_size(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 
-// Bytes of header and panels.
-inline int64_t packed_bytes(int64_t out_features, int64_t in_features, DType dtype, int64_t width) {
+// Bytes of each of the tensor's rows, which together hold header and panels.
+inline int64_t packed_row(int64_t out_features, int64_t in_features, DType dtype, int64_t width) {
+  if (out_features == 0) return 0;
   const int64_t panels = (out_features + width - 1) / width;
-  return static_cast<int64_t>(sizeof(PackedHeader)) +
-         panels * width * in_features * element_size(dtype);
+  const int64_t bytes = static_cast<int64_t>(sizeof(PackedHeader)) +
+                        panels * width * in_features * element_size(dtype);
+  return (bytes + out_features - 1) / out_features;
 }
 
 inline PackedHeader make_header(int64_t out_features, int64_t in_features, DType dtype) {
@@ -46,6 +49,15 @@ inline PackedHeader make_header(int64_t out_features, int64_t in_features, DType
   h.panel_width = static_cast<uint32_t>(table().panel_width);
   std::strncpy(h.target, table().target, sizeof h.target - 1);
   return h;
+}
+
+// Whether a header's text can go into a message: terminated, and lower case letters and digits
+// only.
+template <size_t N>
+inline bool is_name(const char (&text)[N]) {
+  const size_t length = strnlen(text, N);
+  const auto plain = [](char c) { return ('a' <= c && c <= 'z') || ('0' <= c && c <= '9'); };
+  return 0 < length && length < N && std::all_of(text, text + length, plain);
 }
 
 // The panels of a packed argument as a right operand [in_features, out_features].
@@ -68,7 +80,7 @@ inline RightRef unpack_argument(const char* op, const char* arg, const Tensor& p
           " was not made by pack_weight: its header does not begin with 'lanewise'");
   require(h.version == kPackedVersion, op, arg, " has format version ", h.version,
           ", this build reads version ", kPackedVersion, ": pack the weight again");
-  h.target[sizeof h.target - 1] = '\0';
+  require(is_name(h.target), op, arg, " names no instruction set: the buffer is damaged");
   require(std::strcmp(h.target, table().target) == 0 &&
               h.panel_width == static_cast<uint32_t>(table().panel_width),
           op, arg, " was packed for instruction set '", h.target, "', this process runs '",
@@ -83,9 +95,9 @@ inline RightRef unpack_argument(const char* op, const char* arg, const Tensor& p
   require(h.in_features == in_features, op, arg, " has ", h.in_features,
           " input features, which is not x's ", in_features);
   // x's own extent bounds in_features and the shape bounds out_features: no product overflows.
-  const int64_t needed = packed_bytes(h.out_features, in_features, dtype, h.panel_width);
-  require(packed.numel() >= needed, op, arg, " is truncated: ", packed.numel(), " bytes of ",
-          needed);
+  const int64_t row = packed_row(h.out_features, in_features, dtype, h.panel_width);
+  require(packed.size(1) == row, op, arg, " is truncated or damaged: its rows have ",
+          packed.size(1), " bytes, its header means ", row);
   right.matrix.data = bytes + sizeof h;
   return right;
 }

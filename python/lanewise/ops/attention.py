@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lanewise.ops._library import ops, register_autocast, register_autograd, register_fake
+from lanewise.ops._library import (
+    ops,
+    register_autocast,
+    register_autograd,
+    register_fake,
+    register_no_gradient,
+)
 
 
 def attention(
@@ -60,7 +66,7 @@ def attention(
     Returns:
         ``out`` ``[B, H, Sq, Dv]`` in q's dtype, and ``lse`` ``[B, H, Sq]`` float32, the natural log
         of the sum of exponentials, sink included: what merges partial results. A query that may
-        attend nothing gives out 0, and lse −inf (or its sink).
+        attend nothing gives out 0 and lse −inf, whatever its sink.
 
         Differentiable in q, k, v, a floating bias and sinks, through out and lse. Under autocast
         q, k and v take the autocast dtype; bias, sinks and slopes stay as they are, since they enter
@@ -155,4 +161,5 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tup
 
 
 register_autograd("attention", _backward, _setup_context)
+register_no_gradient("attention_backward")
 register_autocast("attention", cast=("q", "k", "v"))

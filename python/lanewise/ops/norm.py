@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lanewise.ops._library import ops, register_autograd, register_fake
+from lanewise.ops._library import ops, register_autograd, register_fake, register_no_gradient
 
 
 def rms_norm(
@@ -204,3 +204,5 @@ register_autograd("rms_norm", _rms_norm_backward, _setup_context)
 register_autograd("layer_norm", _layer_norm_backward, _setup_context)
 register_autograd("add_rms_norm", _add_rms_norm_backward, _setup_context)
 register_autograd("add_layer_norm", _add_layer_norm_backward, _setup_context)
+register_no_gradient("rms_norm_backward")
+register_no_gradient("layer_norm_backward")
