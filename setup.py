@@ -70,9 +70,10 @@ class BuildKernels(build_ext):
     """Compiles every source with its own flags, in parallel, and only when something changed."""
 
     def finalize_options(self) -> None:
+        given = self.build_temp
         super().finalize_options()
         # One object serves both extensions, and an editable build keeps its objects.
-        self.build_temp = str(ROOT / "build" / f"objects-{platform.machine()}")
+        self.build_temp = given or str(ROOT / "build" / f"objects-{platform.machine()}")
 
     def get_ext_filename(self, fullname: str) -> str:
         if fullname.split(".")[-1] == "_ops":  # loaded by torch.ops.load_library, not imported
