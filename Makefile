@@ -8,6 +8,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip --disable-pip-version-check -q
+PY_SOURCES := python kernels tests bench setup.py
 CXX_SOURCES = $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/arm64/*.h tests/arm64/*.cpp)
 
 build: $(VENV)/installed
@@ -30,9 +31,9 @@ test: build
 	@$(PY) -m pytest
 
 lint: $(VENV)/installed
-	@$(VENV)/bin/ruff check .
-	@$(VENV)/bin/ruff format --check .
-	@$(VENV)/bin/mypy
+	@$(PY) -m ruff check $(PY_SOURCES)
+	@$(PY) -m ruff format --check $(PY_SOURCES)
+	@$(PY) -m mypy
 	@$(VENV)/bin/clang-format --dry-run -Werror $(CXX_SOURCES)
 
 bench: build

@@ -1,7 +1,8 @@
 """Builds lanewise: torch-free kernels once per instruction set, linked into two extensions.
 
-`lanewise/_ops.so` holds the torch ops on the LibTorch stable ABI and needs no Python; `lanewise._host`
-is a pybind11 module over the same kernels. Metadata and tool settings are in pyproject.toml.
+`lanewise/_ops.so` holds the torch ops on the LibTorch stable ABI and needs no Python;
+`lanewise._host` is a pybind11 module over the same kernels. Metadata and tool settings are in
+pyproject.toml.
 """
 
 from __future__ import annotations
@@ -88,8 +89,10 @@ class BuildKernels(build_ext):
         if not (command.exists() and command.read_text() == words and is_fresh(obj, depfile)):
             obj.parent.mkdir(parents=True, exist_ok=True)
             self.spawn(
-                [*self.compiler_cxx(), "-fPIC", *flags, "-MMD", "-MF", str(depfile)]
-                + ["-c", source, "-o", str(obj)]
+                [
+                    *(*self.compiler_cxx(), "-fPIC", *flags, "-MMD", "-MF", str(depfile)),
+                    *("-c", source, "-o", str(obj)),
+                ]
             )
             command.write_text(words)
         return str(obj)

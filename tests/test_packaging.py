@@ -60,7 +60,7 @@ print(_host.isa())
 
 
 def test_wheel_works_in_a_venv_of_its_own(wheel: Path, tmp_path: Path) -> None:
-    """The new venv borrows torch from this one and nothing of the checkout, though it runs there."""
+    """The new venv borrows torch from this one, and nothing of the checkout that it runs in."""
     venv = tmp_path / "venv"
     run(sys.executable, "-m", "venv", "--without-pip", venv)
     (site,) = venv.glob("lib/python*/site-packages")
@@ -85,7 +85,8 @@ def test_the_other_package_named_kernels_stays_itself() -> None:
 def test_sdist_holds_what_a_build_needs(tmp_path: Path) -> None:
     run(sys.executable, "setup.py", "-q", "egg_info", "-e", tmp_path, "sdist", "-d", tmp_path)
     (path,) = tmp_path.glob("lanewise-*.tar.gz")
-    names = {name.split("/", 1)[-1] for name in tarfile.open(path).getnames()}
+    with tarfile.open(path) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.getnames()}
     sources = {
         str(p.relative_to(ROOT))
         for folder in ("csrc", "python/lanewise", "kernels", "tests")
