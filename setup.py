@@ -1,7 +1,8 @@
 """Builds lanewise: torch-free kernels once per instruction set, linked into two extensions.
 
-`lanewise/_ops.so` holds the torch ops on the LibTorch stable ABI and needs no Python; `lanewise._host`
-is a pybind11 module over the same kernels. Metadata and tool settings are in pyproject.toml.
+`lanewise/_ops.so` holds the torch ops on the LibTorch stable ABI and needs no Python;
+`lanewise._host` is a pybind11 module over the same kernels. Metadata and tool settings are in
+pyproject.toml.
 """
 
 from __future__ import annotations
@@ -71,9 +72,10 @@ class BuildKernels(build_ext):
     """Compiles every source with its own flags, in parallel, and only when something changed."""
 
     def finalize_options(self) -> None:
+        given = self.build_temp
         super().finalize_options()
         # One object serves both extensions, and an editable build keeps its objects.
-        self.build_temp = str(ROOT / "build" / f"objects-{platform.machine()}")
+        self.build_temp = given or str(ROOT / "build" / f"objects-{platform.machine()}")
 
     def get_ext_filename(self, fullname: str) -> str:
         if fullname.split(".")[-1] == "_ops":  # loaded by torch.ops.load_library, not imported
@@ -88,8 +90,10 @@ class BuildKernels(build_ext):
         if not (command.exists() and command.read_text() == words and is_fresh(obj, depfile)):
             obj.parent.mkdir(parents=True, exist_ok=True)
             self.spawn(
-                [*self.compiler_cxx(), "-fPIC", *flags, "-MMD", "-MF", str(depfile)]
-                + ["-c", source, "-o", str(obj)]
+                [
+                    *(*self.compiler_cxx(), "-fPIC", *flags, "-MMD", "-MF", str(depfile)),
+                    *("-c", source, "-o", str(obj)),
+                ]
             )
             command.write_text(words)
         return str(obj)

@@ -29,6 +29,7 @@ void bind_activation(py::module_& m);
 void bind_attention(py::module_& m);
 void bind_gemm(py::module_& m);
 void bind_norm(py::module_& m);
+void bind_probe(py::module_& m);
 void bind_rope(py::module_& m);
 void bind_simd(py::module_& m);
 

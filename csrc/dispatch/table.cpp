@@ -23,6 +23,9 @@ const Table kTable = {
     .norm_backward = norm_backward,
     .rope = rope,
     .elementary = elementary,
+    .fma_round_flops = fma_round_flops,
+    .fma_probe = fma_probe,
+    .read_probe = read_probe,
 };
 
 }  // namespace lanewise::LANEWISE_TARGET

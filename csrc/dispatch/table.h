@@ -8,6 +8,7 @@
 #include "attention/kernel.h"
 #include "gemm/kernel.h"
 #include "norm/kernel.h"
+#include "probe/kernel.h"
 #include "rope/kernel.h"
 #include "simd/kernel.h"
 
@@ -28,6 +29,9 @@ struct Table {
   void (*norm_backward)(const NormBackwardParams&);
   void (*rope)(const RopeParams&);
   void (*elementary)(const ElementaryParams&);
+  int64_t (*fma_round_flops)();
+  void (*fma_probe)(const FmaProbe&);
+  void (*read_probe)(const ReadProbe&);
 };
 
 // The tables of this build, lowest level first. The last may be one for tests alone (16 lanes

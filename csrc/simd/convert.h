@@ -5,7 +5,16 @@
 
 namespace lanewise::LANEWISE_TARGET {
 
-LANEWISE_INLINE u32v zero_extend(u16v v) { return __builtin_convertvector(v, u32v); }
+// One instruction, by name: the compiler's own code converts halves and joins them.
+LANEWISE_INLINE u32v zero_extend(u16v v) {
+#if defined(__AVX512F__) && LANEWISE_LANES == 16
+  return reinterpret_cast<u32v>(_mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(v)));
+#elif defined(__AVX2__) && LANEWISE_LANES == 8
+  return reinterpret_cast<u32v>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(v)));
+#else
+  return __builtin_convertvector(v, u32v);
+#endif
+}
 
 // For values that fit 16 bits: the saturating pack is then exact, and the compiler's own code masks
 // every lane first.

@@ -114,7 +114,9 @@ LANEWISE_INLINE void store(bf16* p, f32v v, int count) { store_u16(p, narrow_bf1
 LANEWISE_INLINE void store(f16* p, f32v v, int count) { store_u16(p, narrow_f16(v), count); }
 
 LANEWISE_INLINE float to_float(float x) { return x; }
-LANEWISE_INLINE float to_float(bf16 x) { return widen_bf16(u16v{x.bits})[0]; }
+LANEWISE_INLINE float to_float(bf16 x) {
+  return __builtin_bit_cast(float, static_cast<uint32_t>(x.bits) << 16);
+}
 LANEWISE_INLINE float to_float(f16 x) { return widen_f16(u16v{x.bits})[0]; }
 
 template <class T>

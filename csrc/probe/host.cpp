@@ -1,0 +1,73 @@
+// The machine's limits, measured by the same code generator and threads as the kernels.
+#include "host.h"
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <vector>
+
+namespace lanewise {
+
+namespace {
+
+void require_positive(const char* name, double value) {
+  if (!(value > 0)) throw std::invalid_argument(std::string(name) + " must be positive");
+}
+
+// The shortest time of one call of f, in seconds, over calls that fill `seconds` (three at least):
+// machines are shared, so that the best is the one that was left alone.
+template <class F>
+double best_time(double seconds, F&& f) {
+  using Clock = std::chrono::steady_clock;
+  const auto since = [](Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+  };
+  const Clock::time_point begin = Clock::now();
+  f();  // wakes the threads and maps the pages
+  double best = 1e30;
+  for (int calls = 0; calls < 3 || since(begin) < seconds; ++calls) {
+    const Clock::time_point start = Clock::now();
+    f();
+    best = std::min(best, since(start));
+  }
+  return best;
+}
+
+double fma_rate(const std::string& target, int threads, double seconds) {
+  require_positive("threads", threads);
+  const Table& t = table(target);
+  constexpr int64_t kRounds = 1 << 17;  // some 0.3 ms: a region's 1.2 µs do not show
+  std::vector<float> sink(threads);
+  py::gil_scoped_release release;
+  const double best =
+      best_time(seconds, [&] { t.fma_probe({kRounds, 0.9f, 0.1f, sink.data(), threads}); });
+  return static_cast<double>(t.fma_round_flops()) * kRounds * threads / best * 1e-9;
+}
+
+double read_bandwidth(const std::string& target, int threads, int64_t bytes, double seconds) {
+  require_positive("threads", threads);
+  require_positive("bytes", bytes);
+  const Table& t = table(target);
+  const int64_t count = bytes / static_cast<int64_t>(sizeof(float));
+  const std::unique_ptr<float[]> x(new float[count]);
+  std::fill_n(x.get(), count, 1.0f);
+  std::vector<float> sink(threads);
+  py::gil_scoped_release release;
+  const double best =
+      best_time(seconds, [&] { t.read_probe({x.get(), count, sink.data(), threads}); });
+  return static_cast<double>(bytes) / best * 1e-9;
+}
+
+}  // namespace
+
+void bind_probe(py::module_& m) {
+  m.def("fma_rate", fma_rate, py::arg("target"), py::arg("threads") = 1, py::arg("seconds") = 0.2,
+        "GFLOP/s of independent multiply-adds in registers, the best over `seconds`: the limit of "
+        "whatever computes.");
+  m.def("read_bandwidth", read_bandwidth, py::arg("target"), py::arg("threads") = 1,
+        py::arg("bytes") = int64_t{200} << 20, py::arg("seconds") = 0.2,
+        "GB/s of reading an array of `bytes`, the best over `seconds`: the limit of whatever "
+        "streams.");
+}
+
+}  // namespace lanewise
