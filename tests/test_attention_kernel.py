@@ -16,6 +16,7 @@ from lanewise import _host
 TARGETS = [name for name, usable in _host.targets().items() if usable]
 EPS = {np.float32: 2.0**-23, np.uint16: 2.0**-8, np.float16: 2.0**-10}
 
+PROT_NONE = 0
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _regions: list[mmap.mmap] = []
@@ -33,7 +34,7 @@ def guarded(values: np.ndarray) -> np.ndarray:
     region = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
     start = ctypes.addressof(ctypes.c_char.from_buffer(region))
     protected = start + pages * mmap.PAGESIZE
-    assert _libc.mprotect(protected, mmap.PAGESIZE, mmap.PROT_NONE if hasattr(mmap, "PROT_NONE") else 0) == 0
+    assert _libc.mprotect(protected, mmap.PAGESIZE, PROT_NONE) == 0
     _regions.append(region)
     offset = pages * mmap.PAGESIZE - values.nbytes
     array = np.frombuffer(region, values.dtype, values.size, offset).reshape(values.shape)

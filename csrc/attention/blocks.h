@@ -9,6 +9,10 @@
 
 namespace lanewise::LANEWISE_TARGET {
 
+LANEWISE_INLINE void fill(float* p, int64_t count, float value) {
+  for (int64_t i = 0; i < count; ++i) p[i] = value;
+}
+
 inline constexpr int kMaxPanels = 16;  // 128 columns of the narrowest target
 
 LANEWISE_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

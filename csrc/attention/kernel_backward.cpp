@@ -34,10 +34,6 @@ LANEWISE_INLINE void uncap(const float* derivative, int64_t rows, float* gradien
   });
 }
 
-void fill(float* p, int64_t count, float value) {
-  for (int64_t i = 0; i < count; ++i) p[i] = value;
-}
-
 // --- δ -------------------------------------------------------------------------------------------
 
 template <class T>
@@ -86,6 +82,7 @@ class QueryGradients {
            {&bias, p.bias_type == BiasType::none ? 0 : scores_size},
            {&k, blocking.rows * p.dim},
            {&v, blocking.rows * p.value_dim}});
+    fill(scale, kPanelCols, p.scale);
   }
 
   void run() {
@@ -112,12 +109,12 @@ class QueryGradients {
     const int count = static_cast<int>(smaller(kPanelCols, end - n0));
     stack.describe(n0, count, columns[i]);
     pack_columns([&](int c) { return stack.row(static_cast<const T*>(p.q), p.q_strides, n0 + c); },
-                 count, p.dim, p.scale, q + i * kPanelCols * p.dim);
+                 count, p.dim, q + i * kPanelCols * p.dim);
     pack_columns(
         [&](int c) {
           return stack.row(static_cast<const T*>(b.grad_out), b.grad_out_strides, n0 + c);
         },
-        count, p.value_dim, 1.0f, grad_out + i * kPanelCols * p.value_dim);
+        count, p.value_dim, grad_out + i * kPanelCols * p.value_dim);
     fill(grad_q + i * kPanelCols * p.dim, kPanelCols * p.dim, 0.0f);
     fill(lse[i], kPanelCols, 0.0f);
     fill(delta[i], kPanelCols, 0.0f);
@@ -132,21 +129,20 @@ class QueryGradients {
     if (rows.empty()) return;
     keys = keys.from(rows.begin - block.begin);
     values = values.from(rows.begin - block.begin);
-    meet(keys, rows.size(), p.dim, q + i * kPanelCols * p.dim, scores);
+    meet(keys, rows.size(), p.dim, q + i * kPanelCols * p.dim, scale, scores);
     apply_options(options, columns[i], rows, scores, derivative, bias);
-    meet(values, rows.size(), p.value_dim, grad_out + i * kPanelCols * p.value_dim, products);
+    meet(values, rows.size(), p.value_dim, grad_out + i * kPanelCols * p.value_dim, nullptr,
+         products);
     score_gradients(
         scores, products, rows.size(),
         [&](int64_t, int v) { return live_lse(load(lse[i] + v * kLanes)); },
         [&](int64_t, int v) { return load(delta[i] + v * kLanes); });
     if (p.softcap != 0) uncap(derivative, rows.size(), products);
-    mix(keys, rows.size(), p.dim, products, grad_q + i * kPanelCols * p.dim, Start::accumulate);
+    mix(keys, rows.size(), p.dim, products, grad_q + i * kPanelCols * p.dim, Into::accumulate);
   }
 
   void finish(int i) {
-    float factor[kPanelCols];
-    fill(factor, kPanelCols, p.scale);
-    unpack_columns(grad_q + i * kPanelCols * p.dim, columns[i].count, p.dim, factor, [&](int c) {
+    unpack_columns(grad_q + i * kPanelCols * p.dim, columns[i].count, p.dim, scale, [&](int c) {
       return stack.row(static_cast<T*>(b.grad_q), b.grad_q_strides, first_column(i) + c);
     });
   }
@@ -158,6 +154,7 @@ class QueryGradients {
   const QueryStack stack;
   const int64_t begin, end;  // columns of the stack
   const int panels;
+  float scale[kPanelCols];
   float *q, *grad_out, *grad_q, *scores, *products, *derivative, *bias, *k, *v;
   Columns columns[kMaxPanels];
   float lse[kMaxPanels][kPanelCols], delta[kMaxPanels][kPanelCols];
@@ -190,12 +187,18 @@ void describe_keys(const AttentionParams& p, int64_t batch, int64_t head, int64_
 template <class T>
 struct QueryRows {
   const AttentionBackwardParams& b;
-  const AttentionParams& p = b.forward;
+  const AttentionParams& p;
+  const ScoreOptions options;
+  float scale[kPanelCols];
   float *q_buffer, *grad_buffer, *scores, *products, *derivative, *bias;
-  ScoreOptions options = key_options(p);
-  int64_t stats = 0;
-  Range block = {0, 0};
-  Tokens queries = {}, gradients = {};
+  int64_t stats;
+  Range block;
+  Tokens queries, gradients;
+
+  explicit QueryRows(const AttentionBackwardParams& params)
+      : b(params), p(b.forward), options(key_options(p)) {
+    fill(scale, kPanelCols, p.scale);
+  }
 
   void load_block(int64_t batch, int64_t head, Range rows, bool reused) {
     block = rows;
@@ -212,9 +215,9 @@ struct QueryRows {
     const Range rows = rows_met(options, columns.first(), columns.last(), block);
     if (rows.empty()) return rows;
     const int64_t skip = rows.begin - block.begin;
-    meet(queries.from(skip), rows.size(), p.dim, k, scores);
+    meet(queries.from(skip), rows.size(), p.dim, k, scale, scores);
     apply_options(options, columns, rows, scores, derivative, bias);
-    meet(gradients.from(skip), rows.size(), p.value_dim, v, products);
+    meet(gradients.from(skip), rows.size(), p.value_dim, v, nullptr, products);
     const float* lse = p.lse + stats + rows.begin;
     const float* delta = b.delta + stats + rows.begin;
     score_gradients(
@@ -229,10 +232,8 @@ void pack_keys(const AttentionParams& p, int64_t batch, int64_t kv_head, int64_t
                float* k, float* v) {
   const T* k_head = head_of(static_cast<const T*>(p.k), p.k_strides, batch, kv_head);
   const T* v_head = head_of(static_cast<const T*>(p.v), p.v_strides, batch, kv_head);
-  pack_columns([&](int c) { return k_head + (j0 + c) * p.k_strides.token; }, count, p.dim, p.scale,
-               k);
-  pack_columns([&](int c) { return v_head + (j0 + c) * p.v_strides.token; }, count, p.value_dim,
-               1.0f, v);
+  pack_columns([&](int c) { return k_head + (j0 + c) * p.k_strides.token; }, count, p.dim, k);
+  pack_columns([&](int c) { return v_head + (j0 + c) * p.v_strides.token; }, count, p.value_dim, v);
 }
 
 template <class T>
@@ -250,7 +251,7 @@ class KeyGradients {
         begin(j0),
         end(j0 + count),
         panels(static_cast<int>(ceil_div(count, kPanelCols))),
-        rows{.b = params} {
+        rows(params) {
     const int64_t scores_size = blocking.rows * kPanelCols;
     carve({{&k, blocking.columns * p.dim},
            {&v, blocking.columns * p.value_dim},
@@ -298,20 +299,19 @@ class KeyGradients {
     if (p.softcap != 0) uncap(rows.derivative, met.size(), rows.products);
     const int64_t skip = met.begin - rows.block.begin;
     mix(rows.gradients.from(skip), met.size(), p.value_dim, rows.scores,
-        grad_v + i * kPanelCols * p.value_dim, Start::accumulate);
+        grad_v + i * kPanelCols * p.value_dim, Into::accumulate);
     mix(rows.queries.from(skip), met.size(), p.dim, rows.products, grad_k + i * kPanelCols * p.dim,
-        Start::accumulate);
+        Into::accumulate);
   }
 
   void finish(int i) {
-    float factor[kPanelCols];
+    float one[kPanelCols];
     T* k_head = head_of(static_cast<T*>(b.grad_k), b.grad_k_strides, batch, kv_head);
     T* v_head = head_of(static_cast<T*>(b.grad_v), b.grad_v_strides, batch, kv_head);
-    fill(factor, kPanelCols, p.scale);
-    unpack_columns(grad_k + i * kPanelCols * p.dim, count(i), p.dim, factor,
+    unpack_columns(grad_k + i * kPanelCols * p.dim, count(i), p.dim, rows.scale,
                    [&](int c) { return k_head + (first_column(i) + c) * b.grad_k_strides.token; });
-    fill(factor, kPanelCols, 1.0f);
-    unpack_columns(grad_v + i * kPanelCols * p.value_dim, count(i), p.value_dim, factor,
+    fill(one, kPanelCols, 1.0f);
+    unpack_columns(grad_v + i * kPanelCols * p.value_dim, count(i), p.value_dim, one,
                    [&](int c) { return v_head + (first_column(i) + c) * b.grad_v_strides.token; });
   }
 
@@ -332,7 +332,7 @@ template <class T>
 class BiasGradient {
  public:
   BiasGradient(const AttentionBackwardParams& params, int64_t row_block)
-      : b(params), p(params.forward), block(row_block), rows{.b = params} {
+      : b(params), p(params.forward), block(row_block), rows(params) {
     const int64_t scores_size = block * kPanelCols;
     carve({{&k, kPanelCols * p.dim},
            {&v, kPanelCols * p.value_dim},

@@ -31,7 +31,9 @@ class Unit {
         buffers(params, b),
         begin(n0),
         end(n0 + count),
-        panels(static_cast<int>(ceil_div(count, kPanelCols))) {}
+        panels(static_cast<int>(ceil_div(count, kPanelCols))) {
+    fill(scale, kPanelCols, p.scale);
+  }
 
   void run() {
     for (int i = 0; i < panels; ++i) start(i);
@@ -62,24 +64,21 @@ class Unit {
   void start(int i) {
     const int64_t n0 = first_column(i);
     stack.describe(n0, columns_of(i), columns[i]);
-    float sink[kPanelCols];
-    for (int c = 0; c < kPanelCols; ++c)
-      sink[c] = p.sinks && c < columns[i].count ? p.sinks[stack.head(n0 + c)] : -__builtin_inff();
-    softmax[i].start(sink);
+    softmax[i].start();
     started[i] = false;
     pack_columns([&](int c) { return stack.row(static_cast<const T*>(p.q), p.q_strides, n0 + c); },
-                 columns[i].count, p.dim, p.scale, q_panel(i));
+                 columns[i].count, p.dim, q_panel(i));
   }
 
   void attend(int i, Range block, Tokens keys, Tokens values) {
     const Range rows = rows_met(options, columns[i].first(), columns[i].last(), block);
     if (rows.empty()) return;
     const int64_t skip = rows.begin - block.begin;
-    meet(keys.from(skip), rows.size(), p.dim, q_panel(i), buffers.scores);
+    meet(keys.from(skip), rows.size(), p.dim, q_panel(i), scale, buffers.scores);
     apply_options(options, columns[i], rows, buffers.scores, nullptr, buffers.bias);
     softmax[i].update(buffers.scores, rows.size());
     mix(values.from(skip), rows.size(), p.value_dim, buffers.scores, out_panel(i),
-        started[i] ? Start::rescale : Start::zero, softmax[i].factor);
+        started[i] ? Into::rescale : Into::zero, softmax[i].factor);
     started[i] = true;
   }
 
@@ -87,8 +86,10 @@ class Unit {
     const int64_t n0 = first_column(i);
     if (!started[i])
       for (int64_t e = 0; e < kPanelCols * p.value_dim; ++e) out_panel(i)[e] = 0.0f;
-    float lse[kPanelCols];
-    softmax[i].finish(lse);
+    float sink[kPanelCols], lse[kPanelCols];
+    for (int c = 0; c < kPanelCols; ++c)
+      sink[c] = p.sinks && c < columns[i].count ? p.sinks[stack.head(n0 + c)] : -__builtin_inff();
+    softmax[i].finish(sink, lse);
     for (int c = 0; c < columns[i].count; ++c) p.lse[stack.stats(n0 + c)] = lse[c];
     unpack_columns(out_panel(i), columns[i].count, p.value_dim, softmax[i].factor,
                    [&](int c) { return stack.row(static_cast<T*>(p.out), p.out_strides, n0 + c); });
@@ -101,6 +102,7 @@ class Unit {
   const Buffers buffers;
   const int64_t begin, end;  // columns of the stack
   const int panels;
+  float scale[kPanelCols];
   Columns columns[kMaxPanels];
   Softmax softmax[kMaxPanels];
   bool started[kMaxPanels];

@@ -22,23 +22,22 @@ inline constexpr int kPanelCols = kPanelVectors * kLanes;
 // 32 registers 8 rows use but half, yet more would need more row pointers than a CPU has.
 inline constexpr int kPanelRows = kRegisters == 16 ? 6 : 8;
 
-enum class Start {
+// What becomes of a product. `factor` holds one number per column.
+enum class Into {
+  scaled,      // out = factor · product
   zero,        // out = product
   accumulate,  // out = out + product
-  rescale,     // out = out · factor (one per column) + product
+  rescale,     // out = factor · out + product
 };
 
-// out[r][:] = Σ_k a[r·ROW + k·COL] · b[k][:], one of the strides known to be 1.
+// out[r][:] from Σ_k a[r·lda + k] · b[k][:], or a[k·lda + r] where TRANSPOSED. Sums of earlier
+// products join last: short sums of short sums err less than one long chain.
 template <int ROWS, bool TRANSPOSED>
 inline void panel_tile(const float* a, int64_t lda, const float* b, int64_t depth, float* out,
-                       Start start, const float* factor) {
+                       Into into, const float* factor) {
   f32v sum[ROWS][kPanelVectors];
   for (int r = 0; r < ROWS; ++r)
-    for (int v = 0; v < kPanelVectors; ++v) {
-      const float* from = out + r * kPanelCols + v * kLanes;
-      sum[r][v] = start == Start::zero ? broadcast(0.0f) : load(from);
-      if (start == Start::rescale) sum[r][v] *= load(factor + v * kLanes);
-    }
+    for (int v = 0; v < kPanelVectors; ++v) sum[r][v] = broadcast(0.0f);
 #pragma GCC unroll 2
   for (int64_t k = 0; k < depth; ++k) {
     f32v panel[kPanelVectors];
@@ -49,21 +48,27 @@ inline void panel_tile(const float* a, int64_t lda, const float* b, int64_t dept
     }
   }
   for (int r = 0; r < ROWS; ++r)
-    for (int v = 0; v < kPanelVectors; ++v) store(out + r * kPanelCols + v * kLanes, sum[r][v]);
+    for (int v = 0; v < kPanelVectors; ++v) {
+      float* to = out + r * kPanelCols + v * kLanes;
+      if (into == Into::scaled) sum[r][v] *= load(factor + v * kLanes);
+      if (into == Into::accumulate) sum[r][v] += load(to);
+      if (into == Into::rescale) sum[r][v] += load(to) * load(factor + v * kLanes);
+      store(to, sum[r][v]);
+    }
 }
 
 // Splits `rows` into tiles whose sizes differ by at most one: a last tile of one or two rows would
 // wait for its few sums to finish.
 template <bool TRANSPOSED>
 inline void panel_product(const float* a, int64_t lda, int64_t rows, const float* b, int64_t depth,
-                          float* out, Start start, const float* factor) {
+                          float* out, Into into, const float* factor) {
   const int64_t tiles = (rows + kPanelRows - 1) / kPanelRows;
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t r = rows * t / tiles;
     const float* first = TRANSPOSED ? a + r : a + r * lda;
     with_rows<kPanelRows>(static_cast<int>(rows * (t + 1) / tiles - r), [&](auto count) {
       panel_tile<decltype(count)::value, TRANSPOSED>(first, lda, b, depth, out + r * kPanelCols,
-                                                     start, factor);
+                                                     into, factor);
     });
   }
 }
@@ -76,15 +81,18 @@ struct Tokens {
   Tokens from(int64_t token) const { return {data + token * stride, stride}; }
 };
 
-// out[t][:] = Σ_d a[t][d] · b[d][:] for `tokens` rows t: every token meets every column.
-inline void meet(Tokens a, int64_t tokens, int64_t dim, const float* b, float* out) {
-  panel_product<false>(a.data, a.stride, tokens, b, dim, out, Start::zero, nullptr);
+// out[t][:] = scale[:] · Σ_d a[t][d] · b[d][:], unscaled where that is null, for `tokens` rows t:
+// every token meets every column.
+inline void meet(Tokens a, int64_t tokens, int64_t dim, const float* b, const float* scale,
+                 float* out) {
+  panel_product<false>(a.data, a.stride, tokens, b, dim, out, scale ? Into::scaled : Into::zero,
+                       scale);
 }
 
-// out[d][:] = start + Σ_t a[t][d] · weights[t][:]: every column mixes the tokens.
-inline void mix(Tokens a, int64_t tokens, int64_t dim, const float* weights, float* out,
-                Start start, const float* factor = nullptr) {
-  panel_product<true>(a.data, a.stride, dim, weights, tokens, out, start, factor);
+// out[d][:] from Σ_t a[t][d] · weights[t][:]: every column mixes the tokens.
+inline void mix(Tokens a, int64_t tokens, int64_t dim, const float* weights, float* out, Into into,
+                const float* factor = nullptr) {
+  panel_product<true>(a.data, a.stride, dim, weights, tokens, out, into, factor);
 }
 
 // In place: lane j of v[i] becomes lane i of v[j]. Step s swaps blocks of s lanes between the
@@ -113,14 +121,14 @@ LANEWISE_INLINE void store_some(auto* p, f32v v, int64_t count) {
   count >= kLanes ? store(p, v) : store(p, v, static_cast<int>(count));
 }
 
-// panel[d][c] = row(c)[d] · scale; columns from `columns` on are zero.
+// panel[d][c] = row(c)[d]; columns from `columns` on are zero.
 template <class RowOf>
-LANEWISE_INLINE void pack_columns(RowOf row, int columns, int64_t dim, float scale, float* panel) {
+LANEWISE_INLINE void pack_columns(RowOf row, int columns, int64_t dim, float* panel) {
   for (int c0 = 0; c0 < kPanelCols; c0 += kLanes)
     for (int64_t d = 0; d < dim; d += kLanes) {
       f32v tile[kLanes];
       for (int c = 0; c < kLanes; ++c)
-        tile[c] = c0 + c < columns ? load_some(row(c0 + c) + d, dim - d) * scale : broadcast(0.0f);
+        tile[c] = c0 + c < columns ? load_some(row(c0 + c) + d, dim - d) : broadcast(0.0f);
       transpose(tile);
       for (int i = 0; i < kLanes && d + i < dim; ++i)
         store(panel + (d + i) * kPanelCols + c0, tile[i]);

@@ -26,16 +26,19 @@ struct Softmax {
   float sum[kPanelCols];     // of exp(score − max)
   float factor[kPanelCols];  // what sums over earlier rows must be multiplied by
 
-  // `sink` is one more score, met before all rows; −inf where there is none.
-  void start(const float (&sink)[kPanelCols]) {
+  void start() {
     for (int c = 0; c < kPanelCols; ++c) {
-      max[c] = sink[c];
-      sum[c] = sink[c] == -__builtin_inff() ? 0.0f : 1.0f;
+      max[c] = -__builtin_inff();
+      sum[c] = 0.0f;
     }
   }
 
   // A column whose scores are all −inf so far subtracts 0, not −inf, which would give NaN.
   static LANEWISE_INLINE f32v pivot(f32v m) { return m == -__builtin_inff() ? broadcast(0.0f) : m; }
+
+  // Rows summed apart before they join the total: short sums of short sums err less than one long
+  // chain.
+  static constexpr int64_t kRun = 16;
 
   // scores become exp(score − max), max being the new one.
   void update(float* scores, int64_t rows) {
@@ -52,23 +55,43 @@ struct Softmax {
       store(factor + v * kLanes, keep);
       total[v] = load(sum + v * kLanes) * keep;
     }
-    for (int64_t r = 0; r < rows; ++r)
-      for (int v = 0; v < kPanelVectors; ++v) {
-        float* at = scores + r * kPanelCols + v * kLanes;
-        const f32v weight = exp(load(at) - top[v]);
-        total[v] += weight;
-        store(at, weight);
-      }
+    for (int64_t first = 0; first < rows; first += kRun) {
+      const int64_t end = first + kRun < rows ? first + kRun : rows;
+      f32v part[kPanelVectors];
+      for (int v = 0; v < kPanelVectors; ++v) part[v] = broadcast(0.0f);
+      for (int64_t r = first; r < end; ++r)
+        for (int v = 0; v < kPanelVectors; ++v) {
+          float* at = scores + r * kPanelCols + v * kLanes;
+          const f32v weight = exp(load(at) - top[v]);
+          part[v] += weight;
+          store(at, weight);
+        }
+      for (int v = 0; v < kPanelVectors; ++v) total[v] += part[v];
+    }
     for (int v = 0; v < kPanelVectors; ++v) store(sum + v * kLanes, total[v]);
   }
 
-  // The log of the sum of exponentials, and in `factor` the reciprocal that normalises; −inf and 0
-  // for a column that met nothing.
-  void finish(float* lse) {
+  // One more score per column, which takes weight and adds no value; −inf where there is none. A
+  // column that met nothing stays so.
+  void add_sink(const float* sink) {
+    for (int v = 0; v < kPanelCols; v += kLanes) {
+      const f32v old = load(max + v), total = load(sum + v), score = load(sink + v);
+      const f32v top = lanewise::LANEWISE_TARGET::max(old, score);
+      const f32v keep = exp(old - pivot(top));
+      store(max + v, top);
+      store(sum + v, select(total == 0.0f, total, total * keep + exp(score - pivot(top))));
+      store(factor + v, keep);
+    }
+  }
+
+  // The log of the sum of exponentials, and in `factor` what normalises the sums over rows; −inf
+  // and 0 for a column that met nothing.
+  void finish(const float* sink, float* lse) {
+    add_sink(sink);
     for (int v = 0; v < kPanelCols; v += kLanes) {
       const f32v total = load(sum + v);
       const i32v nothing = total == 0.0f;
-      store(factor + v, select(nothing, broadcast(0.0f), 1.0f / total));
+      store(factor + v, select(nothing, broadcast(0.0f), load(factor + v) / total));
       const f32v whole = load(max + v) + log_positive(total);
       const f32v known = total == total ? whole : total;
       store(lse + v, select(nothing, broadcast(-__builtin_inff()), known));
