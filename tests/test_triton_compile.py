@@ -16,7 +16,7 @@ from lanewise.kernels import aot, target  # noqa: E402
 
 CASES = [(a, c) for a in aot.GPUS for c in aot.cases()]
 NVIDIA = [(a, c) for a, c in CASES if a.startswith("sm_")]
-ALIGNED = [(a, c) for a, c in CASES if c.split()[-1] not in ("33", "80", "1001")]
+ALIGNED = [(a, c) for a, c in CASES if c.split()[-1] not in ("33", "1001")]
 
 
 Compiled = dict[tuple[str, str], "Future[aot.Report]"]
@@ -34,16 +34,20 @@ def rows(report: aot.Report) -> int:
 
 
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
-def test_nothing_spills_and_everything_fits(compiled: Compiled, case: tuple[str, str]) -> None:
+def test_everything_fits(compiled: Compiled, case: tuple[str, str]) -> None:
+    report = compiled[case].result()
+    assert report.shared <= target.ARCHITECTURES[report.architecture].shared
+    # One program at least must fit a unit: 65536 registers, or 512 per lane of 4 waves on CDNA.
+    registers = 65536 if report.architecture.startswith("sm_") else 512 * 256
+    assert report.registers * report.threads <= registers
+
+
+@pytest.mark.parametrize("case", ALIGNED, ids=" ".join)
+def test_nothing_spills(compiled: Compiled, case: tuple[str, str]) -> None:
+    """Rows that start anywhere are read element by element: their pointers may spill, no others."""
     report = compiled[case].result()
     assert report.spills == 0
     assert report.stack == 0
-    assert report.shared <= target.ARCHITECTURES[report.architecture].shared
-    # One program at least must fit a unit: 65536 registers, or 512 per lane and wave on CDNA.
-    if report.architecture.startswith("sm_"):
-        assert report.registers * report.threads <= 65536
-    else:
-        assert report.registers * report.threads <= 512 * 256
 
 
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
@@ -59,20 +63,24 @@ def test_products_run_on_matrix_units(compiled: Compiled, case: tuple[str, str])
 def test_tiles_arrive_by_asynchronous_16_byte_copies(
     compiled: Compiled, case: tuple[str, str]
 ) -> None:
+    """All of them but those of a bias, whose tile may be too small for 16 bytes a thread."""
     report = compiled[case].result()
-    copies = report.count("LDGSTS")
-    assert copies > 0
-    assert report.count(r"LDGSTS\.E.*\.128") >= 0.9 * copies
+    copies, wide = report.count("LDGSTS"), report.count(r"LDGSTS\.E.*\.128")
+    has_bias = case[1].startswith(("attention scored", "attention few"))
+    assert wide > 0
+    assert has_bias or wide == copies
 
 
 @pytest.mark.parametrize("case", [c for c in ALIGNED if c not in NVIDIA], ids=" ".join)
 def test_tiles_arrive_by_16_byte_loads(compiled: Compiled, case: tuple[str, str]) -> None:
+    """The bias alone is read by the element, where a tile reaches past the last key."""
     report = compiled[case].result()
     assert report.count("(global|buffer)_load_dwordx4") > 0
-    assert report.count("(global|buffer)_load_(ushort|short)") == 0
+    if "bare" in case[1] or "large" in case[1]:
+        assert report.count("(global|buffer)_load_(ushort|short)") == 0
 
 
 def test_a_compile_without_alignment_facts_would_be_noticed(compiled: Compiled) -> None:
     """The check above can fail: rows of 1001 elements start anywhere, so none is legal."""
-    report = compiled["sm_80", "linear small bf16 1001"].result()
+    report = compiled["sm_80", "linear large bf16 1001"].result()
     assert report.count(r"LDGSTS\.E.*\.128") == 0

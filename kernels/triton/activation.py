@@ -1,5 +1,8 @@
 """Activations in float32, for the epilogues of other kernels."""
 
+# Triton, not Python, types a kernel's arguments.
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
 
 import triton

@@ -123,7 +123,7 @@ def cases() -> dict[str, Callable[[], None]]:
         (_attention, "scored", "bf16", 80),
         (_attention, "few", "f32", 33),
         (_linear, "large", "f16", 4096),
-        (_linear, "small", "bf16", 1001),
+        (_linear, "large", "bf16", 1001),
     ]
     return {
         f"{launch.__name__[1:]} {kind} {name} {size}": functools.partial(

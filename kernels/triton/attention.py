@@ -6,6 +6,9 @@ fill a tile, as in decoding, all the heads that share a key-value head are packe
 that keys and values are read once for the whole group.
 """
 
+# Triton, not Python, types a kernel's arguments.
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
 
 import math
@@ -47,6 +50,13 @@ def load_tile(
     if CUT_COLS:
         return tl.load(p_elements, mask=(o_col < cols)[None, :], other=0.0)
     return tl.load(p_elements)
+
+
+@triton.jit
+def finite_pivot(b_max):
+    """What to subtract from scores before exp2: their maximum, but never inf - inf. A row that has
+    seen nothing keeps a sum of 0, and one with a score of +inf gets an infinite one."""
+    return tl.where(tl.abs(b_max) == float("inf"), 0.0, b_max)
 
 
 @triton.jit(do_not_specialize=["heads", "group", "len_q", "len_k", "window_left", "window_right"])
@@ -169,8 +179,7 @@ def attention_forward(
                 b_s = tl.where(m_s, b_s, float("-inf"))
 
             b_new = tl.maximum(b_max, tl.max(b_s, 1) * factor)  # [BLOCK_M]
-            # A row that has seen nothing yet must not compute -inf - -inf.
-            b_pivot = tl.where(b_new == float("-inf"), 0.0, b_new)
+            b_pivot = finite_pivot(b_new)
             b_p = tl.exp2(b_s * factor - b_pivot[:, None])  # [BLOCK_M, BLOCK_N]
             b_decay = tl.exp2(b_max - b_pivot)
             b_max = b_new
@@ -184,8 +193,9 @@ def attention_forward(
         # A key that every live row sees, whose value is zero. A dead row has a sum of zero.
         b_sink = tl.load(p_sinks + o_h).to(tl.float32) * LOG2E  # [BLOCK_M]
         b_new = tl.maximum(b_max, b_sink)
-        b_decay = tl.exp2(b_max - b_new)
-        b_sum = tl.where(b_sum == 0.0, 0.0, b_sum * b_decay + tl.exp2(b_sink - b_new))
+        b_decay = tl.exp2(b_max - finite_pivot(b_new))
+        b_all = b_sum * b_decay + tl.exp2(b_sink - finite_pivot(b_new))
+        b_sum = tl.where(b_sum == 0.0, 0.0, b_all)
         b_acc = tl.where(b_sum == 0.0, 0.0, b_decay)[:, None] * b_acc
         b_max = b_new
     b_out = b_acc / tl.where(b_sum == 0.0, 1.0, b_sum)[:, None]  # [BLOCK_M, BLOCK_DV]
@@ -430,7 +440,7 @@ def _check(
         check.require_unit_stride(op, name, x)
     check.require_same(op, "k", "head size", k.size(3), "q", q.size(3))
     check.require(
-        k.size(1) > 0 and q.size(1) % k.size(1) == 0,
+        q.size(1) % k.size(1) == 0 if k.size(1) else q.size(1) == 0,
         op,
         f"k has {k.size(1)} heads, which does not divide q's {q.size(1)}",
     )
