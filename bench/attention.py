@@ -15,7 +15,7 @@ BACKWARD_FACTOR = 3.5
 
 
 def cases() -> Iterator[Case]:
-    """Heads (of queries / of keys) × queries × keys × head size."""
+    """Batch × heads of queries/of keys × queries × keys × head size."""
     yield _attention(32, 12, 12, 64, 64, 32, torch.float32)
     yield _attention(1, 12, 12, 1024, 1024, 64, torch.float32, causal=True)
     yield _attention(1, 12, 12, 1024, 1024, 64, torch.bfloat16, causal=True)
@@ -57,7 +57,7 @@ def _attention(
     sizes = [t.numel() for t in (q, k, v, upstream)]
     notes = (", causal" if causal else "") + (", forward and backward" if gradient else "")
     return Case(
-        f"attention, {batch} × {heads}/{kv_heads} × {queries} × {keys} × {dim}{notes}",
+        f"attention {batch}×{heads}/{kv_heads}×{queries}×{keys}×{dim}{notes}",
         dtype,
         ours,
         torchs,

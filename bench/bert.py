@@ -30,7 +30,7 @@ def _encode(batch: int, tokens: int, dtype: torch.dtype) -> Case:
     matrices = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
     scores = 2 * tokens * config.hidden_size  # for each token, the scores and their mixture
     return Case(
-        f"MiniLM, {batch} × {tokens} tokens, packed",
+        f"MiniLM {batch}×{tokens} tokens, packed",
         dtype,
         lambda: encoder(ids),
         lambda: plain(ids),

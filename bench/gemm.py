@@ -26,7 +26,7 @@ def cases() -> Iterator[Case]:
 def _matmul(n: int, dtype: torch.dtype) -> Case:
     a, b = (torch.randn(n, n, dtype=dtype) for _ in range(2))
     return Case(
-        f"matmul {n} × {n} × {n}",
+        f"matmul {n}×{n}×{n}",
         dtype,
         lambda: lanewise.matmul(a, b),
         lambda: a @ b,
@@ -57,7 +57,7 @@ def _linear(
 
     fused = "" if activation == "none" else f" + {activation}"
     return Case(
-        f"linear{fused}, {rows} × {inputs} → {outputs}{', packed' if packed else ''}",
+        f"linear{fused} {rows}×{inputs}→{outputs}{', packed' if packed else ''}",
         dtype,
         ours,
         torchs,
@@ -70,7 +70,7 @@ def _gated(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> Case:
     x, gate, _ = _operands(rows, inputs, outputs, dtype)
     up = torch.randn_like(gate) / inputs**0.5
     return Case(
-        f"gated_linear, silu, {rows} × {inputs} → {outputs}",
+        f"gated_linear silu {rows}×{inputs}→{outputs}",
         dtype,
         lambda: lanewise.gated_linear(x, gate, up),
         lambda: F.silu(F.linear(x, gate)) * F.linear(x, up),

@@ -7,7 +7,8 @@ from lanewise import _host
 
 # Long enough to reach full clock, short enough to be repeated beside every case.
 PROBE_SECONDS = 0.05
-SMALLEST, LARGEST = 64 << 10, 256 << 20
+# Less would measure the opening of a parallel region.
+SMALLEST, LARGEST = 2 << 20, 256 << 20
 
 
 class Limits:

@@ -25,7 +25,7 @@ def cases() -> Iterator[Case]:
 def _layer_norm(rows: int, cols: int, dtype: torch.dtype) -> Case:
     x, weight, bias = (torch.randn(*s, dtype=dtype) for s in ((rows, cols), (cols,), (cols,)))
     return Case(
-        f"layer_norm, {rows} × {cols}",
+        f"layer_norm {rows}×{cols}",
         dtype,
         lambda: lanewise.layer_norm(x, weight, bias),
         lambda: F.layer_norm(x, (cols,), weight, bias),
@@ -37,7 +37,7 @@ def _layer_norm(rows: int, cols: int, dtype: torch.dtype) -> Case:
 def _rms_norm(rows: int, cols: int, dtype: torch.dtype) -> Case:
     x, weight = torch.randn(rows, cols, dtype=dtype), torch.randn(cols, dtype=dtype)
     return Case(
-        f"rms_norm, {rows} × {cols}",
+        f"rms_norm {rows}×{cols}",
         dtype,
         lambda: lanewise.rms_norm(x, weight),
         lambda: F.rms_norm(x, (cols,), weight, 1e-6),
@@ -55,7 +55,7 @@ def _add_rms_norm(rows: int, cols: int, dtype: torch.dtype) -> Case:
         return F.rms_norm(total, (cols,), weight, 1e-6), total
 
     return Case(
-        f"add_rms_norm, {rows} × {cols}",
+        f"add_rms_norm {rows}×{cols}",
         dtype,
         lambda: lanewise.add_rms_norm(x, residual, weight),
         torchs,

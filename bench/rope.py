@@ -27,7 +27,7 @@ def _rope(heads: int, tokens: int, dim: int, dtype: torch.dtype) -> Case:
         return x * wide_cos + torch.cat((-second, first), -1) * wide_sin
 
     return Case(
-        f"rope, {heads} × {tokens} × {dim}",
+        f"rope {heads}×{tokens}×{dim}",
         dtype,
         lambda: lanewise.rope(x, cos, sin),
         torchs,

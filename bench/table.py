@@ -12,7 +12,7 @@ from rich.table import Table
 from bench.case import Result
 from bench.limits import Limits
 
-COLUMNS = ("work", "dtype", "lanewise", "of the limit", "times torch's speed")
+COLUMNS = ("work", "dtype", "lanewise", "of the limit", "× torch")
 
 
 def cells(result: Result, limits: Limits) -> tuple[str, ...]:
@@ -30,6 +30,8 @@ def cells(result: Result, limits: Limits) -> tuple[str, ...]:
 def show(results: Sequence[Result], limits: Limits) -> None:
     """Prints one table per family."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)  # a file has no width
     for family in dict.fromkeys(result.family for result in results):
         table = Table(title=family, title_justify="left")
         for column in COLUMNS:
@@ -55,6 +57,4 @@ def save(results: Sequence[Result], limits: Limits, path: Path) -> None:
         writer.writerow(("family", "work", "dtype", "limit", "limit_s", "lanewise_s", "torch_s"))
         for r in results:
             limit, seconds = limits.binding(r.case)
-            writer.writerow(
-                (r.family, r.case.work, r.case.dtype, limit, seconds, r.ours, r.torchs)
-            )
+            writer.writerow((r.family, r.case.work, r.case.dtype, limit, seconds, r.ours, r.torchs))

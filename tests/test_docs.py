@@ -21,7 +21,9 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 def blocks(page: Path, language: str) -> list[tuple[str, str]]:
     """(what, text) of the code blocks in a language."""
-    return [(what, text) for found, what, text in BLOCK.findall(page.read_text()) if found == language]
+    return [
+        (what, text) for found, what, text in BLOCK.findall(page.read_text()) if found == language
+    ]
 
 
 @every_page
