@@ -1,0 +1,36 @@
+"""Rotary position embedding against the usual formula in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+import lanewise
+from bench.case import Case
+
+
+def cases() -> Iterator[Case]:
+    """Heads × tokens × head size."""
+    yield _rope(32, 2048, 128, torch.float32)
+    yield _rope(32, 2048, 128, torch.bfloat16)
+
+
+def _rope(heads: int, tokens: int, dim: int, dtype: torch.dtype) -> Case:
+    x = torch.randn(1, heads, tokens, dim, dtype=dtype)
+    angles = torch.outer(torch.arange(tokens).float(), 1e4 ** (-torch.arange(0, dim, 2) / dim))
+    cos, sin = angles.cos(), angles.sin()
+    wide_cos, wide_sin = (torch.cat((t, t), -1).to(dtype) for t in (cos, sin))
+
+    def torchs() -> torch.Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return x * wide_cos + torch.cat((-second, first), -1) * wide_sin
+
+    return Case(
+        f"rope {heads}×{tokens}×{dim}",
+        dtype,
+        lambda: lanewise.rope(x, cos, sin),
+        torchs,
+        flops=3 * x.numel(),
+        bytes=2 * x.nbytes + cos.nbytes + sin.nbytes,
+    )
