@@ -75,15 +75,16 @@ def activation_error(z: Tensor, z_error: Tensor, activation: str) -> Tensor:
     return LIPSCHITZ[activation] * z_error + own
 
 
-def assert_no_worse_than(out: Tensor, ref: Tensor, peer: Tensor) -> None:
+def assert_no_worse_than(out: Tensor, ref: Tensor, *peers: Tensor) -> None:
     """max |out - ref| <= 2 · max |peer - ref| + one ulp of out's dtype at the largest |ref|.
 
-    `peer` is torch's own result at out's dtype, `ref` the float64 truth. Where the reference is not
-    finite, out must agree with it exactly, whatever the peer does.
+    `peers` are torch's own results at out's dtype (several where torch has several ways, or orders
+    of summation), `ref` the float64 truth. Where the reference is not finite, out must agree with
+    it exactly, whatever the peers do.
     """
     assert out.shape == ref.shape, f"shape {tuple(out.shape)}, expected {tuple(ref.shape)}"
     dtype = out.dtype
-    out, ref, peer = (t.detach().double() for t in (out, ref, peer))
+    out, ref = out.detach().double(), ref.detach()
     finite = ref.isfinite()
     same = (out == ref) | (out.isnan() & ref.isnan())
     astray = ~finite & ~same
@@ -91,17 +92,22 @@ def assert_no_worse_than(out: Tensor, ref: Tensor, peer: Tensor) -> None:
     if not finite.any():
         return
     # A float64 value above the dtype's range rounds to infinity: that is the right answer there.
-    rounded = ref.to(dtype).double()
-    settled = ~finite | (out == rounded)
+    settled = ~finite | (out == ref.to(dtype).double())
     zero = torch.zeros_like(ref)
     error = torch.where(settled, zero, (out - ref).abs())
-    peer_error = torch.where(finite & peer.isfinite(), (peer - ref).abs(), zero).max()
-    bound = 2 * peer_error + ulp(torch.where(finite, ref, zero).abs().max(), dtype)
+    peer_error = max(_max_error(peer.detach().double(), ref) for peer in peers)
+    bound = 2 * peer_error + float(ulp(torch.where(finite, ref, zero).abs().max(), dtype))
     wrong = ~(error <= bound)
     assert not wrong.any(), (
-        f"max error {float(error.nan_to_num(torch.inf).max()):.3g}, peer's {float(peer_error):.3g},"
-        f" bound {float(bound):.3g}: {_first(wrong, out, ref)}"
+        f"max error {float(error.nan_to_num(torch.inf).max()):.3g}, peers' {peer_error:.3g},"
+        f" bound {bound:.3g}: {_first(wrong, out, ref)}"
     )
+
+
+def _max_error(out: Tensor, ref: Tensor) -> float:
+    """The largest error where both are finite."""
+    error = (out - ref).abs()
+    return float(torch.where(error.isfinite(), error, 0.0).max())
 
 
 def assert_same_bits(a: Tensor, b: Tensor) -> None:

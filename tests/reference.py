@@ -112,16 +112,15 @@ def attention_in(
     hidden = ~visible(queries, keys, causal, window_left, window_right)
     scores = scores.masked_fill(hidden, -math.inf)
 
-    if sinks is not None:  # one more logit, which takes probability and has no value
-        sink = sinks.to(dtype)[:, None, None].expand(*scores.shape[:3], 1)
-        scores = torch.cat([scores, sink], dim=-1)
-
-    # A row without any logit has no softmax: it is computed on zeros, then overwritten.
+    # A row that may attend nothing has no softmax: it is computed on zeros, then overwritten.
     dead = (scores == -math.inf).all(-1)
     logits = scores.masked_fill(dead[..., None], 0.0)
+    if sinks is not None:  # one more logit, which takes probability and has no value
+        sink = sinks.to(dtype)[:, None, None].expand(*scores.shape[:3], 1)
+        logits = torch.cat([logits, sink], dim=-1)
     lse = logits.logsumexp(-1)
-    weights = (logits - lse[..., None]).exp().masked_fill(dead[..., None], 0.0)
-    return weights[..., :keys] @ v, lse.masked_fill(dead, -math.inf)
+    weights = (logits - lse[..., None]).exp()[..., :keys].masked_fill(dead[..., None], 0.0)
+    return weights @ v, lse.masked_fill(dead, -math.inf)
 
 
 # --- matrix products -----------------------------------------------------------------------------

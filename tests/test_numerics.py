@@ -48,7 +48,7 @@ def test_no_worse_than_compares_with_the_peer() -> None:
     ref = torch.rand(1000, dtype=torch.float64) + 1
     peer = ref + 1e-3
     assert_no_worse_than((ref + 1.9e-3).float(), ref, peer)
-    with pytest.raises(AssertionError, match=r"peer's 0\.001"):
+    with pytest.raises(AssertionError, match=r"peers' 0\.001"):
         assert_no_worse_than((ref + 2.1e-3).float(), ref, peer)
 
 
