@@ -86,7 +86,7 @@ struct Tokens {
 // every token meets every column. Long heads are summed in pieces, which keeps errors small.
 inline void meet(Tokens a, int64_t tokens, int64_t dim, const float* b, const float* scale,
                  float* out) {
-  constexpr int64_t kChain = 64;
+  constexpr int64_t kChain = 32;
   for (int64_t d = 0; d < dim; d += kChain) {
     const Into into =
         scale ? (d ? Into::add_scaled : Into::scaled) : (d ? Into::accumulate : Into::zero);
