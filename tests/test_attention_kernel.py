@@ -167,7 +167,7 @@ CASES = {
 
 
 def close(actual: np.ndarray, expected: torch.Tensor, dtype: type, terms: int) -> None:
-    """float32 sums of `terms` terms and one rounding to `dtype`, relative to the largest element."""
+    """float32 sums of `terms` terms and one rounding to `dtype`, relative to the largest."""
     actual_values, finite = decode(actual), expected.isfinite()
     assert torch.equal(actual_values[~finite], expected[~finite])
     size = max(1.0, expected[finite].abs().max().item() if finite.any() else 0.0)

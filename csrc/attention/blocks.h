@@ -18,12 +18,19 @@ inline constexpr int kMaxPanels = 16;  // 128 columns of the narrowest target
 LANEWISE_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // A unit of work owns `columns` tokens, in panels, and meets `rows` of the others at a time. The
-// result does not depend on either: every column's sums run over the rows in order.
+// result does not depend on the columns: blocks start at fixed rows wherever a unit's range does,
+// so that every column's sums are the same sums for any cut, and so for any number of threads.
 struct Blocking {
   int64_t columns;
   int64_t rows;
 
   int64_t units(int64_t tokens) const { return ceil_div(tokens, columns); }
+
+  // The blocks of a range start at first(range), first(range) + rows, …
+  int64_t first(Range range) const { return range.begin / rows * rows; }
+  Range block(int64_t row, Range range) const {
+    return {larger(row, range.begin), smaller(row + rows, range.end)};
+  }
 };
 
 // What one unit keeps in the caches, in floats.
@@ -34,10 +41,11 @@ struct Footprint {
 };
 
 // The panels of scores take half of L1 (the rest streams by), a block of rows half of L2, the owned
-// columns a quarter. Fewer columns where that would leave threads without work.
+// columns a quarter. More rows than 128 would gain no speed and lengthen the chains of sums. Fewer
+// columns where that would leave threads without work.
 inline Blocking choose_blocking(int64_t own, int64_t groups, const Footprint& f, int threads) {
   constexpr int64_t kFloat = sizeof(float);
-  constexpr int64_t kMaxColumns = 128, kMinRows = 16, kUnitsPerThread = 4;
+  constexpr int64_t kMaxColumns = 128, kMinRows = 16, kMaxRows = 128, kUnitsPerThread = 4;
   const int64_t l1_rows = caches().l1 / 2 / (f.score_panels * kPanelCols * kFloat);
   const int64_t l2_rows = caches().l2 / 2 / (f.row * kFloat);
   const int64_t l2_panels = caches().l2 / 4 / (f.column * kPanelCols * kFloat);
@@ -45,7 +53,7 @@ inline Blocking choose_blocking(int64_t own, int64_t groups, const Footprint& f,
   panels = larger(panels, 1);
   while (panels > 1 && groups * ceil_div(own, panels * kPanelCols) < kUnitsPerThread * threads)
     panels = ceil_div(panels, 2);
-  return {panels * kPanelCols, larger(kMinRows, smaller(l1_rows, l2_rows))};
+  return {panels * kPanelCols, larger(kMinRows, smaller(kMaxRows, smaller(l1_rows, l2_rows)))};
 }
 
 // A parallel region costs about as much as this many multiplications on one thread.

@@ -91,8 +91,8 @@ class QueryGradients {
         rows_met(options, stack.position(begin), stack.position(end - 1), {0, p.keys});
     const T* k_head = head_of(static_cast<const T*>(p.k), p.k_strides, stack.batch, stack.kv_head);
     const T* v_head = head_of(static_cast<const T*>(p.v), p.v_strides, stack.batch, stack.kv_head);
-    for (int64_t row = all.begin; row < all.end; row += blocking.rows) {
-      const Range block = {row, smaller(row + blocking.rows, all.end)};
+    for (int64_t row = blocking.first(all); row < all.end; row += blocking.rows) {
+      const Range block = blocking.block(row, all);
       const Tokens keys = as_float32(k_head, p.k_strides.token, block, p.dim, panels > 1, k);
       const Tokens values =
           as_float32(v_head, p.v_strides.token, block, p.value_dim, panels > 1, v);
@@ -286,8 +286,8 @@ class KeyGradients {
       describe_keys(p, batch, head, first_column(i), count(i), columns[i]);
     const Range all =
         rows_met(rows.options, columns[0].first(), columns[panels - 1].last(), {0, p.queries});
-    for (int64_t row = all.begin; row < all.end; row += blocking.rows) {
-      rows.load_block(batch, head, {row, smaller(row + blocking.rows, all.end)}, panels > 1);
+    for (int64_t row = blocking.first(all); row < all.end; row += blocking.rows) {
+      rows.load_block(batch, head, blocking.block(row, all), panels > 1);
       for (int i = 0; i < panels; ++i) accumulate(i);
     }
   }
@@ -469,7 +469,7 @@ void bias_gradient(const AttentionBackwardParams& b, int threads) {
 
 void attention_backward(const AttentionBackwardParams& b) {
   const AttentionParams& p = b.forward;
-  if (p.batch == 0) return;
+  if (p.batch == 0 || p.kv_heads == 0) return;
   const int64_t rows = p.batch * p.heads * p.queries, dims = p.dim + p.value_dim;
   const int threads = useful_threads(static_cast<double>(rows) * (p.keys * dims), p.threads);
   with_dtype(p.dtype, [&](auto element) {

@@ -41,10 +41,8 @@ class Unit {
         rows_met(options, stack.position(begin), stack.position(end - 1), {0, p.keys});
     const T* k = head_of(static_cast<const T*>(p.k), p.k_strides, stack.batch, stack.kv_head);
     const T* v = head_of(static_cast<const T*>(p.v), p.v_strides, stack.batch, stack.kv_head);
-    // Blocks start at fixed rows, wherever the unit's range does: the same sums for any cut.
-    for (int64_t row = all.begin / blocking.rows * blocking.rows; row < all.end;
-         row += blocking.rows) {
-      const Range block = {larger(row, all.begin), smaller(row + blocking.rows, all.end)};
+    for (int64_t row = blocking.first(all); row < all.end; row += blocking.rows) {
+      const Range block = blocking.block(row, all);
       const bool reused = panels > 1;
       const Tokens keys = as_float32(k, p.k_strides.token, block, p.dim, reused, buffers.k);
       const Tokens values = as_float32(v, p.v_strides.token, block, p.value_dim, reused, buffers.v);

@@ -25,6 +25,7 @@ inline constexpr int kPanelRows = kRegisters == 16 ? 6 : 8;
 // What becomes of a product. `factor` holds one number per column.
 enum class Into {
   scaled,      // out = factor · product
+  add_scaled,  // out = out + factor · product
   zero,        // out = product
   accumulate,  // out = out + product
   rescale,     // out = factor · out + product
@@ -50,8 +51,8 @@ inline void panel_tile(const float* a, int64_t lda, const float* b, int64_t dept
   for (int r = 0; r < ROWS; ++r)
     for (int v = 0; v < kPanelVectors; ++v) {
       float* to = out + r * kPanelCols + v * kLanes;
-      if (into == Into::scaled) sum[r][v] *= load(factor + v * kLanes);
-      if (into == Into::accumulate) sum[r][v] += load(to);
+      if (into == Into::scaled || into == Into::add_scaled) sum[r][v] *= load(factor + v * kLanes);
+      if (into == Into::accumulate || into == Into::add_scaled) sum[r][v] += load(to);
       if (into == Into::rescale) sum[r][v] += load(to) * load(factor + v * kLanes);
       store(to, sum[r][v]);
     }
@@ -82,11 +83,16 @@ struct Tokens {
 };
 
 // out[t][:] = scale[:] · Σ_d a[t][d] · b[d][:], unscaled where that is null, for `tokens` rows t:
-// every token meets every column.
+// every token meets every column. Long heads are summed in pieces, which keeps errors small.
 inline void meet(Tokens a, int64_t tokens, int64_t dim, const float* b, const float* scale,
                  float* out) {
-  panel_product<false>(a.data, a.stride, tokens, b, dim, out, scale ? Into::scaled : Into::zero,
-                       scale);
+  constexpr int64_t kChain = 32;
+  for (int64_t d = 0; d < dim; d += kChain) {
+    const Into into =
+        scale ? (d ? Into::add_scaled : Into::scaled) : (d ? Into::accumulate : Into::zero);
+    panel_product<false>(a.data + d, a.stride, tokens, b + d * kPanelCols,
+                         dim - d < kChain ? dim - d : kChain, out, into, scale);
+  }
 }
 
 // out[d][:] from Σ_t a[t][d] · weights[t][:]: every column mixes the tokens.

@@ -92,8 +92,10 @@ struct Softmax {
       const f32v total = load(sum + v);
       const i32v nothing = total == 0.0f;
       store(factor + v, select(nothing, broadcast(0.0f), load(factor + v) / total));
-      const f32v whole = load(max + v) + log_positive(total);
-      const f32v known = total == total ? whole : total;
+      // Scores of +inf make the total NaN (inf − inf), yet the log of their sum is +inf.
+      const f32v top = load(max + v);
+      const f32v broken = select(top == __builtin_inff(), top, total);
+      const f32v known = select(total == total, top + log_positive(total), broken);
       store(lse + v, select(nothing, broadcast(-__builtin_inff()), known));
     }
   }

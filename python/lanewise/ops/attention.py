@@ -69,8 +69,8 @@ def attention(
         attend nothing gives out 0 and lse −inf, whatever its sink.
 
         Differentiable in q, k, v, a floating bias and sinks, through out and lse. Under autocast
-        q, k and v take the autocast dtype; bias, sinks and slopes stay as they are, since they enter
-        float32 scores.
+        q, k and v take the autocast dtype; bias, sinks and slopes stay as they are, since they
+        enter float32 scores.
 
     Raises:
         RuntimeError: on a wrong device, dtype, rank, shape, stride, head ratio or option.
