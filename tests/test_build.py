@@ -85,9 +85,9 @@ def test_the_wide_registers_are_used_where_they_exist() -> None:
         assert code.count(register) > 100
 
 
-@pytest.mark.parametrize("library", ["_ops.so", "_host"])
+@pytest.mark.parametrize("library", ["_ops.so", "_host.*.so"])
 def test_one_openmp_runtime_is_needed(library: str) -> None:
-    (path,) = PACKAGE.glob(f"{library}*")
+    (path,) = PACKAGE.glob(library)
     needed = re.findall(r"NEEDED\s+(\S+)", output("objdump", "-p", path))
     assert [name for name in needed if "omp" in name] == ["libgomp.so.1"]
 
@@ -133,29 +133,23 @@ def test_lowering(target: str) -> None:
 
 
 def test_thread_count_set_in_another_python_thread() -> None:
-    """The setting is per thread in OpenMP and global in torch: ours is torch's."""
+    """OpenMP's own setting belongs to a thread; a new one would get as many as there are cores."""
     run = python(
         """
 import os, threading, torch, lanewise
 x, angles = torch.ones(1, 64, 1024, 64), torch.ones(1024, 32)
-def threads():
-    return len(os.listdir("/proc/self/task"))
+wanted = os.cpu_count() + 2
+torch.set_num_threads(wanted)
 def call():
-    before = threads()
+    before = set(os.listdir("/proc/self/task"))
     torch.ops.lanewise.rope(x, angles, angles)
-    return threads() - before
-torch.set_num_threads(1)
-counts = []
-worker = threading.Thread(target=lambda: (torch.set_num_threads(3), counts.append(call())))
-worker.start(); worker.join()
-torch.set_num_threads(1)
-other = threading.Thread(target=lambda: counts.append(call()))
-other.start(); other.join()
-print(*counts)
+    print(len(set(os.listdir("/proc/self/task")) - before) + 1 == wanted)
+thread = threading.Thread(target=call)
+thread.start()
+thread.join()
 """
     )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == ["2", "0"]
+    assert run.stdout.strip() == "True", run.stdout + run.stderr
 
 
 WORKER = """
