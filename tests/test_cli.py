@@ -60,6 +60,7 @@ def test_info_shows_what_an_op_has(capsys: pytest.CaptureFixture[str]) -> None:
     assert any(re.fullmatch(r"op +CPU +GPU +gradient", row) for row in rows)
     assert any(re.fullmatch(r"rope +yes +(yes|-) +yes", row) for row in rows)
     assert any(re.fullmatch(r"pack_weight +yes +(yes|-) +-", row) for row in rows)
+    assert any(re.fullmatch(r"linear_packed +yes +(yes|-) +-", row) for row in rows)
     assert "wide" not in "".join(rows)
 
 

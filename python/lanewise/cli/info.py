@@ -47,13 +47,17 @@ def ops() -> dict[str, dict[str, bool]]:
         op: {
             "CPU": "cpu" in devices,
             "GPU": "gpu" in devices,
-            "gradient": torch._C._dispatch_has_kernel_for_dispatch_key(
-                f"lanewise::{op}", "Autograd"
-            ),
+            "gradient": _is_differentiable(op),
         }
         for op, devices in backends().items()
         if not op.endswith("_backward")
     }
+
+
+def _is_differentiable(op: str) -> bool:
+    # Packed ops register a gradient only to refuse it.
+    registered = torch._C._dispatch_has_kernel_for_dispatch_key(f"lanewise::{op}", "Autograd")
+    return registered and not op.endswith("_packed")
 
 
 def _op_rows() -> list[tuple[str, str]]:
