@@ -37,7 +37,7 @@ lint: $(VENV)/installed
 	@$(VENV)/bin/clang-format --dry-run -Werror $(CXX_SOURCES)
 
 bench: build
-	@for script in bench/*.py; do echo "== $$script"; $(PY) $$script || exit 1; done
+	@$(PY) -m bench
 
 wheel: build
 	@$(VENV)/bin/pip wheel . --no-build-isolation --no-deps -q -w dist
