@@ -44,7 +44,7 @@ def show(results: Sequence[Result], limits: Limits) -> None:
 
 def markdown(results: Sequence[Result], limits: Limits) -> str:
     """The table as a page holds it."""
-    lines = [COLUMNS, ("---", "---", "---:", "---:", "---:")]
+    lines: list[tuple[str, ...]] = [COLUMNS, ("---", "---", "---:", "---:", "---:")]
     lines += [cells(result, limits) for result in results]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
