@@ -103,7 +103,7 @@ Tensor run_linear(const char* op, const Tensor& x, const RightRef& right, int64_
     added = rows_of(op, "residual", *residual);
   }
   const RowsOf rows = rows_of(op, "x", x);
-  Tensor out = torch::stable::new_empty(x, sizes);
+  Tensor out = empty_cpu(sizes, x.scalar_type());
   table().gemm({
       .m = rows.rows,
       .n = n,
@@ -145,7 +145,7 @@ Tensor run_gated(const char* op, const Tensor& x, const RightRef& gate, const Ri
   const VectorRef gate_vector = bias_ref(op, "gate_bias", gate_bias, n, x.scalar_type());
   const VectorRef up_vector = bias_ref(op, "up_bias", up_bias, n, x.scalar_type());
   const RowsOf rows = rows_of(op, "x", x);
-  Tensor out = torch::stable::new_empty(x, with_last(x, n));
+  Tensor out = empty_cpu(with_last(x, n), x.scalar_type());
   table().gemm({
       .m = rows.rows,
       .n = n,
@@ -335,7 +335,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Ten
   }
   Tensor grad_x = nothing(x), grad_weight = nothing(x), grad_bias = nothing(x);
   if (needs_x) {
-    grad_x = torch::stable::new_empty(x, x.sizes());
+    grad_x = empty_cpu(x.sizes(), x.scalar_type());
     input_gradient(dz, weight, {}, grad_x, rows.ref.dtype);
   }
   if (needs_weight) grad_weight = weight_gradient(dz, rows, weight);
@@ -384,7 +384,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gated_linear_backward(
   if (needs_x) {
     // Both halves are summed in float32 and rounded once.
     Tensor half = empty_float(x, {rows.rows, rows.cols});
-    grad_x = torch::stable::new_empty(x, x.sizes());
+    grad_x = empty_cpu(x.sizes(), x.scalar_type());
     input_gradient(dgate, gate, {}, half, DType::f32);
     input_gradient(dup, up, {half.const_data_ptr(), DType::f32, rows.cols, 1}, grad_x,
                    rows.ref.dtype);
@@ -457,7 +457,7 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
   }
   sizes.push_back(m);
   sizes.push_back(n);
-  Tensor out = torch::stable::new_empty(a, sizes);
+  Tensor out = empty_cpu(sizes, a.scalar_type());
   table().gemm({
       .batch = count,
       .m = m,

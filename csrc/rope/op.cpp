@@ -31,7 +31,7 @@ Tensor rotate(const char* op, const char* arg, const Tensor& x, const Tensor& co
   require(sin.size(sin.dim() - 1) == half, op, "sin has ", sin.size(sin.dim() - 1),
           " pairs, which is not cos's ", half);
 
-  Tensor out = torch::stable::new_empty(x, x.sizes());
+  Tensor out = empty_cpu(x.sizes(), x.scalar_type());
   if (x.numel() == 0) return out;
   const auto batch_stride = [](const Tensor& t) { return t.dim() == 3 ? t.stride(0) : 0; };
   table().rope({
