@@ -41,7 +41,7 @@ def sample(op: str, dtype: torch.dtype = torch.float32) -> Arguments:
             "v": t(2, 2, 7, 4),
             "bias": t(2, 1, 5, 7),
             "sinks": t(6),
-            "alibi_slopes": torch.rand(6),
+            "alibi_slopes": randn((6,)).abs(),
         }
     if op == "matmul":
         return {"a": t(2, 3, 8), "b": t(2, 8, 5)}
