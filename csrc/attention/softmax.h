@@ -71,14 +71,15 @@ struct Softmax {
     for (int v = 0; v < kPanelVectors; ++v) store(sum + v * kLanes, total[v]);
   }
 
-  // One more score per column, which takes weight and adds no value; −inf where there is none.
+  // One more score per column, which takes weight and adds no value; −inf where there is none. A
+  // column that met nothing stays so.
   void add_sink(const float* sink) {
     for (int v = 0; v < kPanelCols; v += kLanes) {
       const f32v old = load(max + v), total = load(sum + v), score = load(sink + v);
       const f32v top = lanewise::LANEWISE_TARGET::max(old, score);
       const f32v keep = exp(old - pivot(top));
       store(max + v, top);
-      store(sum + v, total * keep + exp(score - pivot(top)));
+      store(sum + v, select(total == 0.0f, total, total * keep + exp(score - pivot(top))));
       store(factor + v, keep);
     }
   }

@@ -66,7 +66,7 @@ def attention(
     Returns:
         ``out`` ``[B, H, Sq, Dv]`` in q's dtype, and ``lse`` ``[B, H, Sq]`` float32, the natural log
         of the sum of exponentials, sink included: what merges partial results. A query that may
-        attend nothing gives out 0, and lse −inf or its sink.
+        attend nothing gives out 0 and lse −inf, whatever its sink.
 
         Differentiable in q, k, v, a floating bias and sinks, through out and lse. Under autocast
         q, k and v take the autocast dtype; bias, sinks and slopes stay as they are, since they
