@@ -485,10 +485,13 @@ def test_only_the_needed_gradient_is_made(name: str) -> None:
     assert {n for n, t in tensors.items() if t.grad is not None} == {name}
 
 
-def test_empty_gradients() -> None:
-    for queries, keys in [(0, 4), (3, 0)]:
-        q = randn((1, 2, queries, 8)).requires_grad_()
-        k, v = (randn((1, 2, keys, 8)).requires_grad_() for _ in range(2))
-        grads = torch.autograd.grad(lanewise.attention(q, k, v)[0].sum(), (q, k, v))
-        assert all((g == 0).all() for g in grads)
-        assert [g.shape for g in grads] == [q.shape, k.shape, v.shape]
+@pytest.mark.parametrize(("batch", "queries", "keys"), [(0, 3, 4), (1, 0, 4), (1, 3, 0)])
+def test_empty_gradients(batch: int, queries: int, keys: int) -> None:
+    torch.empty(1000).fill_(math.nan)  # what freed memory may hold
+    q = randn((batch, 2, queries, 8)).requires_grad_()
+    k, v = (randn((batch, 2, keys, 8)).requires_grad_() for _ in range(2))
+    bias, sinks = randn((2, 1, 1)).requires_grad_(), randn((2,)).requires_grad_()
+    inputs = (q, k, v, bias, sinks)
+    grads = torch.autograd.grad(lanewise.attention(*inputs)[0].sum(), inputs)
+    assert all((g == 0).all() for g in grads)
+    assert [g.shape for g in grads] == [t.shape for t in inputs]
