@@ -210,7 +210,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
   Tensor grad_v = torch::stable::new_empty(v, v.sizes());
   Tensor grad_bias = needs_bias ? torch::stable::new_zeros(*bias, bias->sizes(), ScalarType::Float)
                                 : torch::stable::new_empty(norms, {0});
-  Tensor grad_sinks = torch::stable::new_empty(norms, {needs_sinks ? f.heads : 0});
+  Tensor grad_sinks = torch::stable::new_zeros(norms, {needs_sinks ? f.heads : 0});
 
   f.out = const_cast<void*>(output.const_data_ptr());
   f.out_strides = strides_of(output);
