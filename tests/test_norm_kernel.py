@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from lanewise import _host
 
 TARGETS = [name for name, usable in _host.targets().items() if usable]
