@@ -8,7 +8,8 @@ import pytest
 from lanewise import _host
 
 TARGETS = [name for name, usable in _host.targets().items() if usable]
-# What csrc/simd/math.h states, in ulp: with FMA, and without (generic x86).
+# What csrc/simd/math.h states, in ulp: with FMA, and without (generic; the compiler does not always
+# fuse what it lowers in pieces, so wide as well).
 BOUNDS = {"exp": (0.92, 1.19), "tanh": (1.86, 2.05), "erf": (1.85, 2.16)}
 # The magnitudes beyond which a function is its first Taylor term or its limit: in between every
 # float32 is tried, outside every 61st.
@@ -33,7 +34,7 @@ def test_error_over_every_float32(function: str) -> None:
         assert list(sweep) == TARGETS
         for target, (ulp, x, y) in sweep.items():
             fused, plain = BOUNDS[function]
-            bound = plain if target == "generic" else fused
+            bound = fused if target in ("avx2", "avx512", "neon") else plain
             assert ulp <= bound, f"{target}: {function}({x}) = {y} is {ulp} ulp off"
 
 
