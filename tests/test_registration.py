@@ -287,6 +287,16 @@ def test_autocast_keeps_bool_masks() -> None:
         assert call("attention", arguments)[0].dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("op", ["add_rms_norm", "add_layer_norm"])
+def test_autocast_adds_a_narrow_branch_to_a_wide_stream(op: str) -> None:
+    arguments = sample(op)
+    arguments["x"] = arguments["x"].bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = call(op, arguments)
+    for a, b in zip(out, call(op, {**arguments, "x": arguments["x"].float()}), strict=True):
+        assert_same_bits(a, b)
+
+
 def test_autocast_keeps_the_angles() -> None:
     arguments = sample("rope")
     arguments["x"] = arguments["x"].bfloat16()

@@ -73,30 +73,34 @@ def register_no_gradient(op: str) -> None:
     torch.library.register_autograd(f"lanewise::{op}", backward)
 
 
-def register_autocast(op: str, cast: tuple[str, ...]) -> None:
-    """Under autocast, casts the named tensor arguments to the autocast dtype and no others.
+def register_autocast(op: str, cast: tuple[str, ...], *, widest: bool = False) -> None:
+    """Under autocast, casts the named tensor arguments and no others.
 
-    torch.library.register_autocast would cast every floating tensor: masks, scales, tables of
-    angles and float32 statistics too.
+    They take the autocast dtype or, with ``widest``, the widest among themselves, as the operands
+    of a sum do. torch.library.register_autocast would cast every floating tensor: masks, scales,
+    tables of angles and float32 statistics too.
     """
     overload = getattr(ops, op).default
     names = [a.name for a in overload._schema.arguments]
-    positions = {names.index(name) for name in cast}
 
-    def to(value: Any, dtype: torch.dtype) -> Any:
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
-            return value.to(dtype)
-        return value
+    def kernel_for(device: str, key: str) -> Callable:
+        below = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def kernel(*args: Any, **kwargs: Any) -> Any:
+            arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+            floating = {
+                name: value
+                for name, value in arguments.items()
+                if name in cast and isinstance(value, torch.Tensor) and value.is_floating_point()
+            }
+            dtype = torch.get_autocast_dtype(device)
+            if widest and floating:
+                dtype = functools.reduce(torch.promote_types, (t.dtype for t in floating.values()))
+            arguments.update({name: value.to(dtype) for name, value in floating.items()})
+            with torch._C._ExcludeDispatchKeyGuard(below):
+                return overload(**arguments)
+
+        return kernel
 
     for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-
-        def kernel(*args: Any, _device: str = device, _key: str = key, **kwargs: Any) -> Any:
-            dtype = torch.get_autocast_dtype(_device)
-            cast_args = [to(a, dtype) if i in positions else a for i, a in enumerate(args)]
-            cast_kwargs = {k: to(v, dtype) if k in cast else v for k, v in kwargs.items()}
-            with torch._C._ExcludeDispatchKeyGuard(
-                torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _key))
-            ):
-                return overload(*cast_args, **cast_kwargs)
-
-        torch.library.impl(f"lanewise::{op}", key)(kernel)
+        torch.library.impl(f"lanewise::{op}", key)(kernel_for(device, key))

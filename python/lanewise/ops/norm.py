@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lanewise.ops._library import ops, register_autograd, register_fake, register_no_gradient
+from lanewise.ops._library import (
+    ops,
+    register_autocast,
+    register_autograd,
+    register_fake,
+    register_no_gradient,
+)
 
 
 def rms_norm(
@@ -206,3 +212,7 @@ register_autograd("add_rms_norm", _add_rms_norm_backward, _setup_context)
 register_autograd("add_layer_norm", _add_layer_norm_backward, _setup_context)
 register_no_gradient("rms_norm_backward")
 register_no_gradient("layer_norm_backward")
+
+# A bfloat16 branch joins a float32 residual stream, as x + residual would.
+register_autocast("add_rms_norm", ("x", "residual"), widest=True)
+register_autocast("add_layer_norm", ("x", "residual"), widest=True)
