@@ -92,7 +92,7 @@ def test_plan_stays_within_the_caches(shape: tuple[int, int, int], threads: int)
     assert plan["mc"] % 6 == 0
     assert plan["nc"] % 16 == 0
     assert plan["mc"] == 6 or plan["mc"] * plan["kc"] * 4 <= 256 << 10
-    assert -(-max(k, 1) // plan["kc"]) == -(-max(k, 1) // 768)
+    assert -(-max(k, 1) // plan["kc"]) == -(-max(k, 1) // 512)
     assert not plan["dot"]
 
 

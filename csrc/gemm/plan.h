@@ -36,9 +36,9 @@ inline int64_t clamp(int64_t x, int64_t low, int64_t high) {
 // Rows up to which dot products, at about half the FMA rate, beat packing B first (measured at
 // 3072 × 768: equal at some 40 rows in float32 and 60 in bfloat16).
 inline constexpr int64_t kMostDotRows = 32;
-// A panel of B of this depth fits L1 together with the passing tile of A at 16 columns (AVX2), and
-// streams from L2 at 32; deeper panels save passes over C.
-inline constexpr int64_t kDepth = 768;
+// A panel of B of this depth fits L1 at 16 columns (AVX2) and streams from L2 at 32. Deeper panels
+// save passes over C; shallower ones make shorter chains of sums, whose error grows with the depth.
+inline constexpr int64_t kDepth = 512;
 // The shared panels: as much of L3 as one process may count on.
 inline constexpr int64_t kSharedBytes = 8 << 20;
 

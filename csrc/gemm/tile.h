@@ -32,21 +32,20 @@ LANEWISE_INLINE void multiply_tile(int64_t k, const float* a, const B* b, int64_
   }
 }
 
-// c[r·ldc + :] = (accumulate ? c : 0) + a · b, whole tiles of kTileCols columns.
+// c[r·ldc + :] = (accumulate ? c : 0) + a · b, whole tiles of kTileCols columns. What is there
+// already is added last: a sum of short sums errs less than one long chain.
 template <int ROWS, class B>
 void tile(int64_t k, const float* a, const B* b, int64_t ldb, float* c, int64_t ldc,
           bool accumulate) {
-  f32v acc[ROWS][kTileVectors];
-#pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v)
-      acc[r][v] = accumulate ? load(c + r * ldc + v * kLanes) : f32v{};
+  f32v acc[ROWS][kTileVectors] = {};
   multiply_tile<ROWS>(k, a, b, ldb, acc);
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v) store(c + r * ldc + v * kLanes, acc[r][v]);
+    for (int v = 0; v < kTileVectors; ++v) {
+      float* at = c + r * ldc + v * kLanes;
+      store(at, accumulate ? load(at) + acc[r][v] : acc[r][v]);
+    }
 }
 
 // Calls f(Rows<rows>{}) for a run-time row count, 1 ≤ rows ≤ kTileRows.
