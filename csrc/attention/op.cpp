@@ -164,8 +164,8 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
       "attention",  q,       k,    v, bias, sinks, alibi_slopes, causal, window_left,
       window_right, softcap, scale};
   AttentionParams p = describe(arguments);
-  Tensor out = torch::stable::new_empty(q, {p.batch, p.heads, p.queries, p.value_dim});
-  Tensor lse = torch::stable::new_empty(q, {p.batch, p.heads, p.queries}, ScalarType::Float);
+  Tensor out = empty_cpu({p.batch, p.heads, p.queries, p.value_dim}, q.scalar_type());
+  Tensor lse = empty_cpu({p.batch, p.heads, p.queries}, ScalarType::Float);
   p.out = out.mutable_data_ptr();
   p.out_strides = strides_of(out);
   p.lse = lse.mutable_data_ptr<float>();
