@@ -104,8 +104,10 @@ inline void require_unit_stride(const char* op, const char* arg, const Tensor& t
           " must have stride 1 in its last dimension, got stride ", t.stride(last));
 }
 
+// Finite as the kernels see it, in float32.
 inline void require_finite(const char* op, const char* arg, double value) {
-  require(std::isfinite(value), op, arg, " must be finite, got ", value);
+  require(std::isfinite(static_cast<float>(value)), op, arg, " must be finite in float32, got ",
+          value);
 }
 
 // A dense uninitialised CPU tensor. Unlike torch::stable::new_empty this is a direct call: the way

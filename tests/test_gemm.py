@@ -295,7 +295,8 @@ def test_threads_agree(dtype: torch.dtype, rows: int) -> None:
     x, weight, up = (
         randn(s, dtype, i) for i, s in enumerate([(rows, 300), (257, 300), (257, 300)])
     )
-    x.requires_grad_(), weight.requires_grad_()
+    x.requires_grad_()
+    weight.requires_grad_()
 
     def run() -> tuple[Tensor, ...]:
         out = lanewise.linear(x, weight, activation="gelu")
@@ -505,3 +506,59 @@ def test_gradients_of_saturated_activations_are_finite() -> None:
         left = 1.0 if activation == "none" else 0.0
         assert grad.flatten().tolist() == [left] * 3 + [right] * 3, activation
         assert LIPSCHITZ[activation] >= 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_float32_residual_makes_a_float32_output(dtype: torch.dtype) -> None:
+    x, weight = randn((7, 40), dtype), randn((9, 40), dtype, seed=1)
+    residual = randn((7, 9), seed=2)
+    for out in (
+        lanewise.linear(x, weight, None, residual, activation="relu"),
+        lanewise.linear_packed(x, lanewise.pack_weight(weight), None, residual, activation="relu"),
+    ):
+        assert out.dtype == torch.float32
+        ref = reference.linear(x, weight, None, residual, activation="relu")
+        magnitude = x.double().abs() @ weight.double().abs().T + residual.double().abs()
+        assert_matmul_close(out, ref, magnitude, 40)
+
+
+def test_a_float32_residual_keeps_gradients_of_a_16_bit_product() -> None:
+    x, weight = randn((7, 40), torch.bfloat16), randn((9, 40), torch.bfloat16, seed=1)
+    residual = torch.zeros(7, 9, requires_grad=True)
+    x.requires_grad_()
+    weight.requires_grad_()
+    lanewise.linear(x, weight, None, residual).sum().backward()
+    assert (x.grad.dtype, weight.grad.dtype, residual.grad.dtype) == (
+        torch.bfloat16,
+        torch.bfloat16,
+        torch.float32,
+    )
+    torch.testing.assert_close(
+        x.grad, weight.detach().double().sum(0).bfloat16().expand(7, 40), rtol=2**-7, atol=0
+    )
+
+
+def test_the_bias_gradient_of_many_rows_does_not_drift() -> None:
+    rows = 1 << 17
+    bias = torch.zeros(8, requires_grad=True)
+    out = lanewise.linear(torch.zeros(rows, 1), torch.zeros(8, 1), bias)
+    out.backward(torch.full((rows, 8), 0.1))
+    exact = rows * torch.tensor(0.1).double()
+    assert (bias.grad.double() - exact).abs().max() <= 32 * 2**-24 * exact
+
+
+def test_views_too_large_for_offsets_are_refused() -> None:
+    one = torch.zeros(1, 1)
+    with pytest.raises(RuntimeError, match=r"lanewise\.pack_weight: weight is too large"):
+        lanewise.pack_weight(one.expand(8, 2**58))
+    with pytest.raises(RuntimeError, match=r"lanewise\.matmul: a must have no dimension above"):
+        lanewise.matmul(one.expand(2, 2**58), one.expand(2**58, 16))
+    damaged = lanewise.pack_weight(torch.zeros(8, 4)).view(-1)[:64].clone().view(8, 8)
+    damaged.view(-1)[24:32] = torch.tensor([2**58]).view(torch.uint8)
+    with pytest.raises(RuntimeError, match=r"lanewise\.linear_packed: "):
+        lanewise.linear_packed(torch.zeros(1).expand(2**58), damaged)
+
+
+def test_an_empty_product_of_a_huge_batch() -> None:
+    out = lanewise.matmul(torch.zeros(1, 0, 3).expand(2**40, 0, 3), torch.zeros(3, 2))
+    assert out.shape == (2**40, 0, 2)

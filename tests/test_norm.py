@@ -285,3 +285,14 @@ def test_empty_gradients(name: str) -> None:
     for grad, leaf in zip(torch.autograd.grad(out.sum(), leaves), leaves, strict=True):
         assert grad.shape == leaf.shape
         assert (grad == 0).all()
+
+
+def test_the_gradient_of_an_empty_input_with_odd_strides() -> None:
+    x = torch.empty(2, 3, 2, 3, 0, 7).permute(3, 0, 4, 2, 1, 5).requires_grad_()
+    lanewise.rms_norm(x).sum().backward()
+    assert x.grad.shape == x.shape
+
+
+def test_an_eps_beyond_float32_is_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"lanewise\.rms_norm: eps must be finite"):
+        lanewise.rms_norm(torch.zeros(2, 3), eps=1e300)

@@ -258,6 +258,7 @@ def sequence_dims(op: str, name: str, value: Tensor) -> tuple[int, ...]:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_casts_the_activations(op: str, dtype: torch.dtype) -> None:
     arguments = sample(op)
+    arguments.pop("residual", None)
     with torch.autocast("cpu", dtype):
         out = call(op, arguments)
     assert out[0].dtype == dtype
@@ -285,6 +286,21 @@ def test_autocast_keeps_bool_masks() -> None:
     arguments["bias"] = arguments["bias"] > 0
     with torch.autocast("cpu", torch.bfloat16):
         assert call("attention", arguments)[0].dtype == torch.bfloat16
+
+
+def test_autocast_keeps_a_residual_stream() -> None:
+    arguments = sample("linear")
+    with torch.autocast("cpu", torch.bfloat16):
+        (out,) = call("linear", arguments)
+    kept = {k: v if k == "residual" else v.bfloat16() for k, v in arguments.items()}
+    assert out.dtype == torch.float32
+    assert_same_bits(out, call("linear", kept)[0])
+
+
+def test_autocast_does_not_hide_float64() -> None:
+    x = torch.zeros(2, 2, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="got float64"):
+        call("matmul", {"a": x, "b": x})
 
 
 @pytest.mark.parametrize("op", ["add_rms_norm", "add_layer_norm"])

@@ -44,10 +44,21 @@ RowsOf rows_of(const char* op, const char* arg, const Tensor& given) {
       t, rows, cols, {t.const_data_ptr(), dtype, t.numel() ? even_stride(t) : 0, t.stride(last)}};
 }
 
+// An expanded view can have any size without having memory. Below this one no product of an extent
+// with the width of a panel and the size of an element overflows.
+constexpr int64_t kMostExtent = int64_t{1} << 46;
+
+void require_extents(const char* op, const char* arg, const Tensor& t) {
+  for (int64_t d = 0; d < t.dim(); ++d)
+    require(t.size(d) <= kMostExtent, op, arg, " must have no dimension above 2^46, got shape ",
+            shape_of(t));
+}
+
 void check_weight(const char* op, const char* arg, const Tensor& w, const Tensor& x) {
   require_cpu(op, arg, w);
   require_dtype(op, arg, w, x.scalar_type());
   require_rank(op, arg, w, 2);
+  require_extents(op, arg, w);
   require(w.size(1) == x.size(x.dim() - 1), op, arg, " has ", w.size(1),
           " input features, which is not x's ", x.size(x.dim() - 1));
 }
@@ -56,6 +67,7 @@ void check_x(const char* op, const char* arg, const Tensor& x) {
   require_cpu(op, arg, x);
   dtype_of(op, arg, x);
   require(x.dim() >= 1, op, arg, " must have at least 1 dimension, got shape []");
+  require_extents(op, arg, x);
 }
 
 // weight [n, k] as the right operand [k, n].
@@ -63,12 +75,17 @@ RightRef transposed(const Tensor& w, DType dtype) {
   return {.matrix = {w.const_data_ptr(), dtype, w.stride(1), w.stride(0)}};
 }
 
+void require_own_or_float(const char* op, const char* arg, const Tensor& t, ScalarType own) {
+  require(t.scalar_type() == own || t.scalar_type() == ScalarType::Float, op, arg, " must be ",
+          name_of(own), own == ScalarType::Float ? "" : " or float32", ", got ",
+          name_of(t.scalar_type()));
+}
+
 VectorRef bias_ref(const char* op, const char* arg, const MaybeTensor& bias, int64_t n,
                    ScalarType type) {
   if (!bias) return {};
   require_cpu(op, arg, *bias);
-  require(bias->scalar_type() == type || bias->scalar_type() == ScalarType::Float, op, arg,
-          " must be ", name_of(type), " or float32, got ", name_of(bias->scalar_type()));
+  require_own_or_float(op, arg, *bias, type);
   require_rank(op, arg, *bias, 1);
   require(bias->size(0) == n, op, arg, " has ", bias->size(0), " elements, which is not the ", n,
           " output features");
@@ -86,7 +103,8 @@ Tensor empty_float(const Tensor& like, std::vector<int64_t> sizes) {
   return torch::stable::new_empty(like, sizes, ScalarType::Float);
 }
 
-// Runs activation(x · right + bias) + residual over a fresh output of x's dtype.
+// Runs activation(x · right + bias) + residual over a fresh output: of x's dtype, or of the
+// residual's where that is the wider float32, as the sum would be.
 Tensor run_linear(const char* op, const Tensor& x, const RightRef& right, int64_t n,
                   const MaybeTensor& bias, const MaybeTensor& residual,
                   const std::string& activation) {
@@ -96,14 +114,14 @@ Tensor run_linear(const char* op, const Tensor& x, const RightRef& right, int64_
   std::optional<RowsOf> added;
   if (residual) {
     require_cpu(op, "residual", *residual);
-    require_dtype(op, "residual", *residual, x.scalar_type());
+    require_own_or_float(op, "residual", *residual, x.scalar_type());
     require(shape_of(*residual) == shape_text(sizes), op, "residual must have the output's shape ",
             shape_text(sizes), ", got ", shape_of(*residual));
     require_unit_stride(op, "residual", *residual);
     added = rows_of(op, "residual", *residual);
   }
   const RowsOf rows = rows_of(op, "x", x);
-  Tensor out = empty_cpu(sizes, x.scalar_type());
+  Tensor out = empty_cpu(sizes, residual ? residual->scalar_type() : x.scalar_type());
   table().gemm({
       .m = rows.rows,
       .n = n,
@@ -114,7 +132,7 @@ Tensor run_linear(const char* op, const Tensor& x, const RightRef& right, int64_
       .activation = act,
       .residual = added && out.numel() ? added->ref : MatrixRef{},
       .out = out.mutable_data_ptr(),
-      .out_dtype = rows.ref.dtype,
+      .out_dtype = added ? added->ref.dtype : rows.ref.dtype,
       .out_stride = n,
       .threads = thread_count(),
   });
@@ -203,6 +221,7 @@ Tensor pack_weight(const Tensor& weight) {
   require_rank(op, "weight", weight, 2);
   const int64_t n = weight.size(0), k = weight.size(1);
   const int64_t row = packed_row(n, k, dtype, table().panel_width);
+  require(row >= 0, op, "weight is too large to pack, got shape ", shape_of(weight));
   Tensor packed = torch::stable::new_zeros(weight, {n, row}, ScalarType::Byte);
   if (n == 0) return packed;
   char* data = static_cast<char*>(packed.mutable_data_ptr());
@@ -288,7 +307,7 @@ Tensor bias_gradient(const RowsOf& dz, const MaybeTensor& bias, const Tensor& li
 
 void check_grad(const char* op, const Tensor& grad, const Tensor& x, int64_t n) {
   require_cpu(op, "grad", grad);
-  require_dtype(op, "grad", grad, x.scalar_type());
+  require_own_or_float(op, "grad", grad, x.scalar_type());
   const std::vector<int64_t> sizes = with_last(x, n);
   require(shape_of(grad) == shape_text(sizes), op, "grad must have the output's shape ",
           shape_text(sizes), ", got ", shape_of(grad));
@@ -443,21 +462,24 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
   require(a.dim() >= 2, op, "a must have at least 2 dimensions, got shape ", shape_of(a));
   require(b.dim() >= 2, op, "b must have at least 2 dimensions, got shape ", shape_of(b));
   const int64_t m = a.size(a.dim() - 2), k = a.size(a.dim() - 1), n = b.size(b.dim() - 1);
+  require_extents(op, "a", a);
+  require_extents(op, "b", b);
   require(b.size(b.dim() - 2) == k, op, "b has ", b.size(b.dim() - 2), " rows, which is not a's ",
           k, " columns");
-  std::vector<int64_t> sizes = broadcast_batch(a, b);
+  const std::vector<int64_t> batch = broadcast_batch(a, b);
+  std::vector<int64_t> sizes = batch;
+  sizes.insert(sizes.end(), {m, n});
+  Tensor out = empty_cpu(sizes, a.scalar_type());
+  if (out.numel() == 0) return out;
   int64_t count = 1;
-  for (int64_t s : sizes) count *= s;
+  for (int64_t s : batch) count *= s;
   std::vector<int64_t> a_offsets, b_offsets, out_offsets;
   if (count > 1) {
-    a_offsets = batch_offsets(a, sizes, count);
-    b_offsets = batch_offsets(b, sizes, count);
+    a_offsets = batch_offsets(a, batch, count);
+    b_offsets = batch_offsets(b, batch, count);
     out_offsets.resize(count);
     for (int64_t i = 0; i < count; ++i) out_offsets[i] = i * m * n;
   }
-  sizes.push_back(m);
-  sizes.push_back(n);
-  Tensor out = empty_cpu(sizes, a.scalar_type());
   table().gemm({
       .batch = count,
       .m = m,

@@ -30,13 +30,17 @@ inline constexpr uint32_t kPackedVersion = 1;
 
 inline int64_t element_size(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 
-// Bytes of each of the tensor's rows, which together hold header and panels.
+// Bytes of each of the tensor's rows, which together hold header and panels; -1 where that many
+// bytes cannot be counted.
 inline int64_t packed_row(int64_t out_features, int64_t in_features, DType dtype, int64_t width) {
   if (out_features == 0) return 0;
-  const int64_t panels = (out_features + width - 1) / width;
-  const int64_t bytes = static_cast<int64_t>(sizeof(PackedHeader)) +
-                        panels * width * in_features * element_size(dtype);
-  return (bytes + out_features - 1) / out_features;
+  const int64_t columns = (out_features + width - 1) / width * width;
+  int64_t bytes;
+  if (__builtin_mul_overflow(columns, in_features, &bytes) ||
+      __builtin_mul_overflow(bytes, element_size(dtype), &bytes) ||
+      __builtin_add_overflow(bytes, static_cast<int64_t>(sizeof(PackedHeader)), &bytes))
+    return -1;
+  return (bytes - 1) / out_features + 1;
 }
 
 inline PackedHeader make_header(int64_t out_features, int64_t in_features, DType dtype) {

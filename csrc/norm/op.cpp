@@ -11,6 +11,7 @@ namespace {
 // Neighbouring dimensions that one stride serves are one level of rows; nullopt where more than
 // three levels remain.
 std::optional<Rows> find_rows(const Tensor& t) {
+  if (t.numel() == 0) return Rows{1, 1, 0, 0, 0};
   int64_t size[3] = {1, 1, 1}, stride[3] = {0, 0, 0};
   int level = 2;  // filled from the innermost
   bool started = false;

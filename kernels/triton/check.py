@@ -43,6 +43,13 @@ def require_dtype(op: str, name: str, x: Tensor, dtype: torch.dtype) -> None:
     require(x.dtype == dtype, op, f"{name} must be {name_of(dtype)}, got {name_of(x.dtype)}")
 
 
+def require_own_or_float(op: str, name: str, x: Tensor, own: torch.dtype) -> None:
+    choices = "float32" if own == torch.float32 else f"{name_of(own)} or float32"
+    require(
+        x.dtype in (own, torch.float32), op, f"{name} must be {choices}, got {name_of(x.dtype)}"
+    )
+
+
 def require_rank(op: str, name: str, x: Tensor, rank: int) -> None:
     require(x.dim() == rank, op, f"{name} must have {rank} dimensions, got shape {list(x.shape)}")
 

@@ -140,11 +140,7 @@ def _check(
     )
     if bias is not None:
         check.require_device(op, "bias", bias, x.device)
-        check.require(
-            bias.dtype in (x.dtype, torch.float32),
-            op,
-            f"bias must be {check.name_of(x.dtype)} or float32, got {check.name_of(bias.dtype)}",
-        )
+        check.require_own_or_float(op, "bias", bias, x.dtype)
         check.require_rank(op, "bias", bias, 1)
         check.require(
             bias.size(0) == columns,
@@ -154,7 +150,7 @@ def _check(
         check.require_unit_stride(op, "bias", bias)
     if residual is not None:
         check.require_device(op, "residual", residual, x.device)
-        check.require_dtype(op, "residual", residual, x.dtype)
+        check.require_own_or_float(op, "residual", residual, x.dtype)
         shape = [*x.shape[:-1], columns]
         check.require(
             list(residual.shape) == shape,
@@ -177,18 +173,19 @@ def linear(
         x: [..., K], float32, bfloat16 or float16; copied if its leading dimensions do not merge.
         weight: [N, K], x's dtype, any strides; contiguous rows are read 16 bytes at a time.
         bias: [N], x's dtype or float32.
-        residual: [..., N], x's dtype, innermost stride 1.
+        residual: [..., N], x's dtype or float32, innermost stride 1.
         activation: none, relu, gelu, gelu_tanh, silu or tanh.
 
     Returns:
-        [..., N] in x's dtype, contiguous.
+        [..., N] in the residual's dtype, or in x's without one; contiguous.
 
     Raises:
         RuntimeError: an argument has the wrong device, dtype, rank, shape or stride.
     """
     _check(x, weight, bias, residual, activation)
     columns, depth = weight.shape
-    out = x.new_empty(*x.shape[:-1], columns)
+    like = x if residual is None else residual
+    out = like.new_empty(*x.shape[:-1], columns)
     if out.numel() == 0:
         return out
     rows = out.numel() // columns

@@ -16,6 +16,8 @@ torch.ops.load_library(str(Path(__file__).parents[1] / "_ops.so"))
 
 ops = torch.ops.lanewise
 
+FLOATING = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def register_fake(op: str) -> Callable[[Callable], Callable]:
     """Decorates the function that gives an op's output shapes without computing.
@@ -77,8 +79,8 @@ def register_autocast(op: str, cast: tuple[str, ...], *, widest: bool = False) -
     """Under autocast, casts the named tensor arguments and no others.
 
     They take the autocast dtype or, with ``widest``, the widest among themselves, as the operands
-    of a sum do. torch.library.register_autocast would cast every floating tensor: masks, scales,
-    tables of angles and float32 statistics too.
+    of a sum do; float64 is left for the op to refuse. torch.library.register_autocast would cast
+    every floating tensor: masks, scales, tables of angles and float32 statistics too.
     """
     overload = getattr(ops, op).default
     names = [a.name for a in overload._schema.arguments]
@@ -91,7 +93,7 @@ def register_autocast(op: str, cast: tuple[str, ...], *, widest: bool = False) -
             floating = {
                 name: value
                 for name, value in arguments.items()
-                if name in cast and isinstance(value, torch.Tensor) and value.is_floating_point()
+                if name in cast and isinstance(value, torch.Tensor) and value.dtype in FLOATING
             }
             dtype = torch.get_autocast_dtype(device)
             if widest and floating:

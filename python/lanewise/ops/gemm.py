@@ -30,13 +30,14 @@ def linear(
         x: ``[..., in]``, float32, bfloat16 or float16, any strides.
         weight: ``[out, in]`` of x's dtype, any strides.
         bias: ``[out]`` of x's dtype or float32.
-        residual: ``[..., out]`` of x's dtype, last stride 1; added after the activation.
+        residual: ``[..., out]`` of x's dtype or float32, last stride 1; added after the activation.
         activation: ``"none"``, ``"relu"``, ``"gelu"`` (exact, with erf), ``"gelu_tanh"``,
             ``"silu"`` or ``"tanh"``.
 
     Returns:
-        ``[..., out]`` of x's dtype. Sums run in float32 and are rounded once. Differentiable in
-        every tensor; the backward recomputes the pre-activation rather than keeping it.
+        ``[..., out]`` of the residual's dtype, or of x's without one. Sums run in float32 and are
+        rounded once. Differentiable in every tensor; the backward recomputes the pre-activation
+        rather than keeping it. Under autocast a float32 residual stays float32.
 
     Raises:
         RuntimeError: on a wrong device, dtype, rank, shape, stride or activation name.
@@ -142,12 +143,14 @@ def gated_linear_packed(
 
 @register_fake("linear")
 def _(x, weight, bias=None, residual=None, *, activation="none"):  # type: ignore[no-untyped-def]
-    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+    like = x if residual is None else residual
+    return like.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
 @register_fake("linear_packed")
 def _(x, weight, bias=None, residual=None, *, activation="none"):  # type: ignore[no-untyped-def]
-    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+    like = x if residual is None else residual
+    return like.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
 @register_fake("gated_linear")
@@ -267,6 +270,6 @@ register_autograd("matmul", _matmul_backward, _matmul_context)
 for _op in ("linear_backward", "gated_linear_backward", "linear_packed", "gated_linear_packed"):
     register_no_gradient(_op)
 
-register_autocast("linear", ("x", "weight", "bias", "residual"))
+register_autocast("linear", ("x", "weight", "bias"))
 register_autocast("gated_linear", ("x", "gate", "up", "gate_bias", "up_bias"))
 register_autocast("matmul", ("a", "b"))
