@@ -243,6 +243,21 @@ def test_queries_before_the_first_key_attend_nothing() -> None:
     assert lse[:, :, 5:].isfinite().all()
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_rows_that_attend_nothing_ignore_what_others_meet(value: float) -> None:
+    q, v = randn((1, 1, 4, 8)), randn((1, 1, 4, 8), seed=1)
+    v[0, 0, 3] = value
+    mask = torch.ones(4, 4, dtype=torch.bool)
+    mask[:2] = False
+    out, _ = lanewise.attention(q, q, v, mask)
+    assert (out[:, :, :2] == 0).all()
+    assert not out[:, :, 2:].isfinite().any()
+    assert (lanewise.attention(q, q, v, torch.zeros_like(mask))[0] == 0).all()
+    # Query 0 of 3 stands before both keys.
+    out, _ = lanewise.attention(q[:, :, :3], q[:, :, :2], v[:, :, 2:], causal=True, window_left=0)
+    assert (out[:, :, 0] == 0).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_empty(dtype: torch.dtype) -> None:
     for batch, queries, keys, heads in [(0, 3, 4, 2), (1, 0, 4, 2), (1, 3, 0, 2), (1, 3, 4, 0)]:
@@ -298,6 +313,26 @@ def test_infinite_scores() -> None:
         call = Call({"q": q, "k": k, "v": v, "bias": bias})
         assert call(lanewise.attention)[0][0, 0, 1].isnan().all() == (value > 0)
         check_forward(call)
+
+
+@pytest.mark.parametrize("gap", [1, 200])
+def test_nan_beats_an_infinite_score_in_any_order(gap: int) -> None:
+    q, k, v = randn((1, 1, 2, 4)), randn((1, 1, 300, 4), seed=1), randn((1, 1, 300, 4), seed=2)
+    bias = torch.zeros(2, 300)
+    bias[0, 5], bias[0, 5 + gap] = math.nan, math.inf
+    bias[1, 5], bias[1, 5 + gap] = math.inf, math.nan
+    out, lse = lanewise.attention(q, k, v, bias)
+    assert out.isnan().all()
+    assert lse.isnan().all()
+
+
+@pytest.mark.parametrize("bias", [0.0, 100.0])
+def test_infinite_sink(bias: float) -> None:
+    q, k, v = randn((1, 2, 3, 4)), randn((1, 2, 30, 4), seed=1), randn((1, 2, 30, 4), seed=2)
+    out, lse = lanewise.attention(q, k, v, torch.tensor(bias), torch.tensor([math.inf, 0.0]))
+    assert out[:, 0].isnan().all()
+    assert (lse[:, 0] == math.inf).all()
+    assert out[:, 1].isfinite().all()
 
 
 def test_infinite_values() -> None:
@@ -477,6 +512,46 @@ def test_gradients_of_rows_that_attend_nothing_are_zero() -> None:
     assert all(g.isfinite().all() for g in grads)
 
 
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+def test_gradients_of_rows_that_attend_nothing_ignore_nan(softcap: float) -> None:
+    q, k, v, bias = (randn((1, 2, 6, n), seed=i) for i, n in enumerate((8, 8, 8, 6)))
+    bias[:, :, 2:4] = -math.inf
+    inputs = [t.requires_grad_() for t in (q, k, v, bias, randn((2,), seed=5))]
+    out, lse = lanewise.attention(*inputs, softcap=softcap)
+    out_grad, lse_grad = torch.ones_like(out), torch.ones_like(lse)
+    clean = torch.autograd.grad((out, lse), inputs, (out_grad, lse_grad), retain_graph=True)
+    out_grad[:, :, 2:4] = math.nan
+    lse_grad[:, :, 2:4] = math.nan
+    for grad, want in zip(
+        torch.autograd.grad((out, lse), inputs, (out_grad, lse_grad)), clean, strict=True
+    ):
+        assert torch.equal(grad, want)
+
+    poisoned = [t.detach().clone().requires_grad_() for t in (q, k, v)]
+    for t in poisoned:
+        t.data[:, :, 4] = math.nan
+    out, _ = lanewise.attention(*poisoned, torch.zeros(6, 6, dtype=torch.bool), softcap=softcap)
+    for grad in torch.autograd.grad(out.sum(), poisoned):
+        assert (grad == 0).all()
+
+
+@pytest.mark.parametrize("size", [(1,), (16, 1), (1, 3)], ids=str)
+def test_gradients_of_what_many_rows_share_stay_exact(size: tuple[int, ...]) -> None:
+    """Equal terms round the same way, so that one float32 chain of them drifts."""
+    batch, queries, keys = 128, 16 if size == (16, 1) else 4096, size[-1]
+    q, k = torch.zeros(batch, 1, queries, 1), torch.zeros(batch, 1, keys, 1)
+    v = torch.full((batch, 1, keys, 1), 0.1)
+    bias, sinks = torch.zeros(size, requires_grad=True), torch.zeros(1, requires_grad=True)
+    out, _ = lanewise.attention(q, k, v, bias, sinks)
+    grads = torch.autograd.grad(out.sum(), (bias, sinks))
+    value, rows = v[0, 0, 0, 0].double().item(), batch * queries
+    total = value * rows * keys / (keys + 1) ** 2
+    for grad, share in ((grads[0], total / bias.numel()), (grads[1], -total)):
+        torch.testing.assert_close(
+            grad, torch.full_like(grad, share), rtol=4 * torch.finfo(torch.float32).eps, atol=0
+        )
+
+
 @pytest.mark.parametrize("name", ["q", "k", "v"])
 def test_only_the_needed_gradient_is_made(name: str) -> None:
     tensors = {n: randn((1, 2, 6, 8), seed=i) for i, n in enumerate("qkv")}
@@ -495,3 +570,11 @@ def test_empty_gradients(batch: int, queries: int, keys: int) -> None:
     grads = torch.autograd.grad(lanewise.attention(*inputs)[0].sum(), inputs)
     assert all((g == 0).all() for g in grads)
     assert [g.shape for g in grads] == [t.shape for t in inputs]
+
+
+@pytest.mark.parametrize("softcap", [1e-50, 1e-31])
+def test_softcap_has_an_inverse_in_float32(softcap: float) -> None:
+    q = randn((1, 1, 3, 8))
+    with pytest.raises(RuntimeError, match="attention: softcap must be 0 or between 1e-30 and"):
+        lanewise.attention(q, q, q, softcap=softcap)
+    assert lanewise.attention(q, q, q, softcap=1e-30)[0].isfinite().all()

@@ -223,3 +223,10 @@ def test_nan_reaches_exactly_the_rows_that_attend_it(target: str) -> None:
     assert np.isnan(lse[0, 0, 30:]).all()
     assert np.isfinite(out[0, 0, :30]).all()
     assert np.isfinite(lse[0, 0, :30]).all()
+
+
+def test_an_output_of_another_dtype_is_refused() -> None:
+    q = np.zeros((1, 1, 2, 4), np.float32)
+    lse, options = np.zeros((1, 1, 2)), _host.AttentionOptions()
+    with pytest.raises(TypeError):
+        _host.attention(TARGETS[0], q, q, q, np.empty_like(q), lse, options)

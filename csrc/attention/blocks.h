@@ -81,6 +81,12 @@ inline void carve(const Piece (&pieces)[N]) {
   }
 }
 
+// For a column that attends nothing: its sums may be NaN, 0 times what the others of its panel met,
+// or not begun.
+inline void clear_column(float* panel, int column, int64_t rows) {
+  for (int64_t r = 0; r < rows; ++r) panel[r * kPanelCols + column] = 0.0f;
+}
+
 // Rows begin … end of a head as float32. In place where they lie side by side already or where a
 // single panel reads them, since a copy would cost more than it saves.
 template <class T>

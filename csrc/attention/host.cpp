@@ -127,12 +127,14 @@ void bind_attention(py::module_& m) {
            py::arg("slopes") = py::none(), py::arg("window_left") = -1,
            py::arg("window_right") = -1, py::arg("softcap") = 0.0f, py::arg("scale") = 1.0f);
   m.def("attention", attention, py::arg("target"), py::arg("q"), py::arg("k"), py::arg("v"),
-        py::arg("out"), py::arg("lse"), py::arg("options"), py::arg("threads") = 1,
+        py::arg("out").noconvert(), py::arg("lse").noconvert(), py::arg("options"),
+        py::arg("threads") = 1,
         "Attention of q [B,H,Sq,D] to k [B,Hkv,Sk,D], v [B,Hkv,Sk,Dv] into out and lse [B,H,Sq].");
   m.def("attention_backward", attention_backward, py::arg("target"), py::arg("grad_out"),
         py::arg("grad_lse"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"),
-        py::arg("lse"), py::arg("grad_q"), py::arg("grad_k"), py::arg("grad_v"),
-        py::arg("grad_bias"), py::arg("grad_sinks"), py::arg("options"), py::arg("threads") = 1,
+        py::arg("lse"), py::arg("grad_q").noconvert(), py::arg("grad_k").noconvert(),
+        py::arg("grad_v").noconvert(), py::arg("grad_bias").noconvert(),
+        py::arg("grad_sinks").noconvert(), py::arg("options"), py::arg("threads") = 1,
         "Gradients of attention; grad_bias (zeroed, in the bias's shape) and grad_sinks may be "
         "None.");
 }

@@ -9,10 +9,8 @@ namespace lanewise::LANEWISE_TARGET {
 
 namespace {
 
-// A query that attended nothing has lse −inf; +inf instead makes all its weights exp(−inf) = 0.
-LANEWISE_INLINE f32v live_lse(f32v lse) {
-  return lse == -__builtin_inff() ? broadcast(__builtin_inff()) : lse;
-}
+// Whether a query attended nothing: it has no gradient and gives none, whatever NaN it would meet.
+LANEWISE_INLINE bool dead(float lse) { return lse == -__builtin_inff(); }
 
 // scores become P, products (dO·Vᵀ) become dS.
 template <class LseOf, class DeltaOf>
@@ -49,8 +47,7 @@ void delta_rows(const AttentionBackwardParams& b, int64_t begin, int64_t end) {
     f32v total = broadcast(0.0f);
     for (int64_t i = 0; i < p.value_dim; i += kLanes)
       total += load_some(out + i, p.value_dim - i) * load_some(grad + i, p.value_dim - i);
-    const bool dead = p.lse[row] == -__builtin_inff();
-    b.delta[row] = dead ? 0.0f : sum(total) - (b.grad_lse ? b.grad_lse[row] : 0.0f);
+    b.delta[row] = dead(p.lse[row]) ? 0.0f : sum(total) - (b.grad_lse ? b.grad_lse[row] : 0.0f);
   }
 }
 
@@ -134,14 +131,15 @@ class QueryGradients {
     meet(values, rows.size(), p.value_dim, grad_out + i * kPanelCols * p.value_dim, nullptr,
          products);
     score_gradients(
-        scores, products, rows.size(),
-        [&](int64_t, int v) { return live_lse(load(lse[i] + v * kLanes)); },
+        scores, products, rows.size(), [&](int64_t, int v) { return load(lse[i] + v * kLanes); },
         [&](int64_t, int v) { return load(delta[i] + v * kLanes); });
     if (p.softcap != 0) uncap(derivative, rows.size(), products);
     mix(keys, rows.size(), p.dim, products, grad_q + i * kPanelCols * p.dim, Into::accumulate);
   }
 
   void finish(int i) {
+    for (int c = 0; c < columns[i].count; ++c)
+      if (dead(lse[i][c])) clear_column(grad_q + i * kPanelCols * p.dim, c, p.dim);
     unpack_columns(grad_q + i * kPanelCols * p.dim, columns[i].count, p.dim, scale, [&](int c) {
       return stack.row(static_cast<T*>(b.grad_q), b.grad_q_strides, first_column(i) + c);
     });
@@ -210,6 +208,17 @@ struct QueryRows {
                    b.grad_out_strides.token, rows, p.value_dim, reused, grad_buffer);
   }
 
+  // meet({begin, end}) for every run of `all` between the dead queries.
+  template <class F>
+  void for_each_live(int64_t batch, int64_t head, Range all, F&& meet) const {
+    const float* lse = p.lse + stats_of(p, batch, head);
+    for (int64_t row = all.begin; row < all.end; ++row) {
+      const int64_t first = row;
+      while (row < all.end && !dead(lse[row])) ++row;
+      if (row > first) meet(Range{first, row});
+    }
+  }
+
   // Leaves P in scores and dS, not yet through the cap, in products, for the rows returned.
   Range meet_panel(const Columns& columns, const float* k, const float* v) {
     const Range rows = rows_met(options, columns.first(), columns.last(), block);
@@ -221,7 +230,7 @@ struct QueryRows {
     const float* lse = p.lse + stats + rows.begin;
     const float* delta = b.delta + stats + rows.begin;
     score_gradients(
-        scores, products, rows.size(), [&](int64_t r, int) { return live_lse(broadcast(lse[r])); },
+        scores, products, rows.size(), [&](int64_t r, int) { return broadcast(lse[r]); },
         [&](int64_t r, int) { return broadcast(delta[r]); });
     return rows;
   }
@@ -286,10 +295,11 @@ class KeyGradients {
       describe_keys(p, batch, head, first_column(i), count(i), columns[i]);
     const Range all =
         rows_met(rows.options, columns[0].first(), columns[panels - 1].last(), {0, p.queries});
-    for (int64_t row = blocking.first(all); row < all.end; row += blocking.rows) {
-      rows.load_block(batch, head, blocking.block(row, all), panels > 1);
-      for (int i = 0; i < panels; ++i) accumulate(i);
-    }
+    for (int64_t row = blocking.first(all); row < all.end; row += blocking.rows)
+      rows.for_each_live(batch, head, blocking.block(row, all), [&](Range live) {
+        rows.load_block(batch, head, live, panels > 1);
+        for (int i = 0; i < panels; ++i) accumulate(i);
+      });
   }
 
   void accumulate(int i) {
@@ -334,7 +344,9 @@ class BiasGradient {
   BiasGradient(const AttentionBackwardParams& params, int64_t row_block)
       : b(params), p(params.forward), block(row_block), rows(params) {
     const int64_t scores_size = block * kPanelCols;
-    carve({{&k, kPanelCols * p.dim},
+    float* doubles;
+    carve({{&doubles, 2 * scores_size},
+           {&k, kPanelCols * p.dim},
            {&v, kPanelCols * p.value_dim},
            {&rows.scores, scores_size},
            {&rows.products, scores_size},
@@ -342,6 +354,8 @@ class BiasGradient {
            {&rows.bias, scores_size},
            {&rows.q_buffer, block * p.dim},
            {&rows.grad_buffer, block * p.value_dim}});
+    sums = reinterpret_cast<double*>(doubles);
+    for (int64_t i = 0; i < scores_size; ++i) sums[i] = 0;
   }
 
   static int64_t key_parts(const AttentionBackwardParams& b) {
@@ -364,48 +378,51 @@ class BiasGradient {
     };
     const Range batches = share(b.bias_batches > 1, bias_batch, 1, p.batch);
     const Range heads = share(b.bias_heads > 1, bias_head, 1, p.heads);
-    const Range queries = share(b.bias_queries > 1, query_part, block, p.queries);
+    queries = share(b.bias_queries > 1, query_part, block, p.queries);
     const Range keys = share(b.bias_keys > 1, key_part, kPanelCols, p.keys);
-    grad = b.grad_bias + (bias_batch * b.bias_heads + bias_head) * b.bias_queries * b.bias_keys;
     for (int64_t batch = batches.begin; batch < batches.end; ++batch)
       for (int64_t head = heads.begin; head < heads.end; ++head)
         for (int64_t j = keys.begin; j < keys.end; j += kPanelCols)
-          meet_panel(batch, head, j, static_cast<int>(smaller(kPanelCols, keys.end - j)), queries);
+          meet_panel(batch, head, j, static_cast<int>(smaller(kPanelCols, keys.end - j)));
+    store_sums(b.grad_bias + (bias_batch * b.bias_heads + bias_head) * b.bias_queries * b.bias_keys,
+               keys);
   }
 
  private:
-  void meet_panel(int64_t batch, int64_t head, int64_t j0, int count, Range queries) {
+  void meet_panel(int64_t batch, int64_t head, int64_t j0, int count) {
     describe_keys(p, batch, head, j0, count, columns);
     const Range all = rows_met(rows.options, columns.first(), columns.last(), queries);
     if (all.empty()) return;
     pack_keys<T>(p, batch, head / (p.heads / p.kv_heads), j0, count, k, v);
-    for (int64_t row = all.begin; row < all.end; row += block) {
-      rows.load_block(batch, head, {row, smaller(row + block, all.end)}, false);
-      add(rows.meet_panel(columns, k, v), j0);
+    for (int64_t row = all.begin; row < all.end; row += block)
+      rows.for_each_live(batch, head, {row, smaller(row + block, all.end)}, [&](Range live) {
+        rows.load_block(batch, head, live, false);
+        add(rows.meet_panel(columns, k, v));
+      });
+  }
+
+  void add(Range met) {
+    for (int64_t r = 0; r < met.size(); ++r) {
+      double* to = sums + (b.bias_queries > 1 ? met.begin + r - queries.begin : 0) * kPanelCols;
+      const float* from = rows.products + r * kPanelCols;
+      for (int c = 0; c < columns.count; ++c) to[c] += static_cast<double>(from[c]);
     }
   }
 
-  void add(Range met, int64_t j0) {
-    if (b.bias_queries > 1) {
-      for (int64_t r = 0; r < met.size(); ++r)
-        add_row(rows.products + r * kPanelCols, met.begin + r, j0);
-      return;
+  void store_sums(float* grad, Range keys) {
+    const int64_t first = b.bias_queries > 1 ? queries.begin : 0;
+    const int64_t count = b.bias_queries > 1 ? queries.size() : b.bias_queries;
+    for (int64_t r = 0; r < count; ++r) {
+      const double* from = sums + r * kPanelCols;
+      float* to = grad + (first + r) * b.bias_keys + (b.bias_keys > 1 ? keys.begin : 0);
+      if (b.bias_keys == 1) {
+        double total = 0;
+        for (int c = 0; c < kPanelCols; ++c) total += from[c];
+        *to = static_cast<float>(total);
+      } else {
+        for (int64_t c = 0; c < keys.size(); ++c) to[c] = static_cast<float>(from[c]);
+      }
     }
-    float total[kPanelCols] = {};
-    for (int64_t r = 0; r < met.size(); ++r)
-      for (int c = 0; c < kPanelCols; ++c) total[c] += rows.products[r * kPanelCols + c];
-    add_row(total, 0, j0);
-  }
-
-  void add_row(const float* gradients, int64_t query, int64_t j0) {
-    float* row = grad + query * b.bias_keys;
-    if (b.bias_keys > 1) {
-      for (int c = 0; c < columns.count; ++c) row[j0 + c] += gradients[c];
-      return;
-    }
-    float total = 0.0f;
-    for (int c = 0; c < columns.count; ++c) total += gradients[c];
-    *row += total;
   }
 
   const AttentionBackwardParams& b;
@@ -413,7 +430,10 @@ class BiasGradient {
   const int64_t block;
   QueryRows<T> rows;
   float *k, *v;
-  float* grad = nullptr;
+  // [queries of this part, or 1][kPanelCols]; in double, since a broadcast bias sums over so many
+  // scores that one float32 chain would lose digits.
+  double* sums;
+  Range queries;
   Columns columns;
 };
 
@@ -422,18 +442,24 @@ class BiasGradient {
 // A sink's weight exp(sink − lse) mixes no value, so its score's gradient is −weight · δ.
 void sink_gradient(const AttentionBackwardParams& b, int64_t head) {
   const AttentionParams& p = b.forward;
-  f32v total = broadcast(0.0f);
+  constexpr int64_t kRun = 256;  // queries summed in float32 before they join the total
+  double total = 0;
   for (int64_t batch = 0; batch < p.batch; ++batch) {
     const int64_t stats = stats_of(p, batch, head);
-    for (int64_t i = 0; i < p.queries; i += kLanes) {
-      const int64_t rest = p.queries - i;
-      const f32v lse = live_lse(load_some(p.lse + stats + i, rest));
-      const f32v there = select(lane_index() < static_cast<int32_t>(smaller(rest, kLanes)), lse,
-                                broadcast(__builtin_inff()));
-      total -= exp(p.sinks[head] - there) * load_some(b.delta + stats + i, rest);
+    for (int64_t first = 0; first < p.queries; first += kRun) {
+      const int64_t end = smaller(first + kRun, p.queries);
+      f32v part = broadcast(0.0f);
+      for (int64_t i = first; i < end; i += kLanes) {
+        const f32v lse = load_some(p.lse + stats + i, end - i);
+        const i32v there = (lane_index() < static_cast<int32_t>(smaller(end - i, kLanes))) &
+                           (lse != -__builtin_inff());
+        const f32v weight = exp(p.sinks[head] - lse);
+        part += select(there, weight * load_some(b.delta + stats + i, end - i), broadcast(0.0f));
+      }
+      total -= static_cast<double>(sum(part));
     }
   }
-  b.grad_sinks[head] = sum(total);
+  b.grad_sinks[head] = static_cast<float>(total);
 }
 
 // Runs Unit over all columns of all groups, the last ones first where `descending`.

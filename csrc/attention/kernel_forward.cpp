@@ -82,13 +82,14 @@ class Unit {
 
   void finish(int i) {
     const int64_t n0 = first_column(i);
-    if (!started[i])
-      for (int64_t e = 0; e < kPanelCols * p.value_dim; ++e) out_panel(i)[e] = 0.0f;
     float sink[kPanelCols], lse[kPanelCols];
     for (int c = 0; c < kPanelCols; ++c)
       sink[c] = p.sinks && c < columns[i].count ? p.sinks[stack.head(n0 + c)] : -__builtin_inff();
     softmax[i].finish(sink, lse);
-    for (int c = 0; c < columns[i].count; ++c) p.lse[stack.stats(n0 + c)] = lse[c];
+    for (int c = 0; c < columns[i].count; ++c) {
+      p.lse[stack.stats(n0 + c)] = lse[c];
+      if (lse[c] == -__builtin_inff()) clear_column(out_panel(i), c, p.value_dim);
+    }
     unpack_columns(out_panel(i), columns[i].count, p.value_dim, softmax[i].factor,
                    [&](int c) { return stack.row(static_cast<T*>(p.out), p.out_strides, n0 + c); });
   }

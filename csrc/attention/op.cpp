@@ -65,6 +65,9 @@ void check_options(const Arguments& a) {
   require(a.window_right >= -1, a.op, "window_right must be at least -1, got ", a.window_right);
   require_finite(a.op, "softcap", a.softcap);
   require(a.softcap >= 0, a.op, "softcap must not be negative, got ", a.softcap);
+  // It is used in float32, and so is its inverse.
+  require(a.softcap == 0 || (a.softcap >= 1e-30 && a.softcap <= 3.4e38), a.op,
+          "softcap must be 0 or between 1e-30 and 3.4e38, got ", a.softcap);
   if (a.scale) require_finite(a.op, "scale", *a.scale);
 }
 

@@ -33,8 +33,11 @@ struct Softmax {
     }
   }
 
-  // A column whose scores are all −inf so far subtracts 0, not −inf, which would give NaN.
-  static LANEWISE_INLINE f32v pivot(f32v m) { return m == -__builtin_inff() ? broadcast(0.0f) : m; }
+  // A column whose scores are all −inf so far subtracts 0, not −inf, which would give NaN; so does
+  // one that met +inf, whose sum then is +inf unless some score is NaN.
+  static LANEWISE_INLINE f32v pivot(f32v m) {
+    return abs(m) == __builtin_inff() ? broadcast(0.0f) : m;
+  }
 
   // Rows summed apart before they join the total: short sums of short sums err less than one long
   // chain.
@@ -91,11 +94,12 @@ struct Softmax {
     for (int v = 0; v < kPanelCols; v += kLanes) {
       const f32v total = load(sum + v);
       const i32v nothing = total == 0.0f;
-      store(factor + v, select(nothing, broadcast(0.0f), load(factor + v) / total));
-      // Scores of +inf make the total NaN (inf − inf), yet the log of their sum is +inf.
-      const f32v top = load(max + v);
-      const f32v broken = select(top == __builtin_inff(), top, total);
-      const f32v known = select(total == total, top + log_positive(total), broken);
+      // A total of +inf weighs its scores inf / inf, yet the log of their sum, top being +inf, is
+      // so.
+      const f32v scale = select(total == __builtin_inff(), broadcast(__builtin_nanf("")),
+                                load(factor + v) / total);
+      store(factor + v, select(nothing, broadcast(0.0f), scale));
+      const f32v known = select(total == total, load(max + v) + log_positive(total), total);
       store(lse + v, select(nothing, broadcast(-__builtin_inff()), known));
     }
   }
