@@ -63,10 +63,12 @@ void pack_columns(const MatrixRef& b, int64_t n, int64_t panel, int64_t depth, i
   });
 }
 
-// All tiles of one block of A against one panel of B: rows [0, rows) of c.
-template <class T>
+// All tiles of one block of A against one panel of B. Tiles lie below each other in c, or all in
+// the same place where `kept` is false; done(row, rows, tile) gets each one while it is still in
+// L1.
+template <class T, class F>
 void multiply_block(const float* a, int64_t rows, int height, int64_t kc, const T* b, float* c,
-                    int64_t ldc, bool accumulate) {
+                    int64_t ldc, bool kept, bool accumulate, F&& done) {
   const float* widened = nullptr;
   // Widening costs as much as the loads of one tile; from the second tile on it is won back.
   if constexpr (sizeof(T) < sizeof(float)) {
@@ -76,13 +78,16 @@ void multiply_block(const float* a, int64_t rows, int height, int64_t kc, const 
       widened = strip;
     }
   }
-  for (int64_t r = 0; r < rows; r += height, a += kc * kTileRows, c += height * ldc) {
-    with_rows(static_cast<int>(least(height, rows - r)), [&]<int ROWS>(Rows<ROWS>) {
+  for (int64_t r = 0; r < rows; r += height, a += kc * kTileRows) {
+    const int used = static_cast<int>(least(height, rows - r));
+    with_rows(used, [&]<int ROWS>(Rows<ROWS>) {
       if (widened)
         tile<ROWS>(kc, a, widened, kTileCols, c, ldc, accumulate);
       else
         tile<ROWS>(kc, a, b, kTileCols, c, ldc, accumulate);
     });
+    done(r, used, c);
+    if (kept) c += height * ldc;
   }
 }
 
@@ -94,12 +99,14 @@ void multiply_panels(const GemmParams& p, const GemmPlan& plan, Share rows, Shar
   const bool gated = p.gated;
   const bool plain = is_plain(p);
   const bool one_depth = plan.kc >= p.k;
-  // Tiles go to L1 and are finished at once where k is not cut; otherwise the sums of the whole
-  // block wait for the next depth.
+  // A tile is finished in L1 at once where k is not cut; otherwise the sums of the whole block wait
+  // for the next depth. Those of the gate wait for their partners in any case.
   const int64_t width = one_depth ? kTileCols : (panels.end - panels.begin) * kTileCols;
   const int64_t mc = least(plan.mc, rows.end - rows.begin);
-  float* sums = floats(Scratch::tile, mc * width * (gated ? 2 : 1));
-  float* gate_sums = gated ? sums + mc * width : nullptr;
+  const int64_t waiting = one_depth ? kTileRows : mc;
+  float* sums = floats(Scratch::tile, (waiting + (gated ? mc : 0)) * width);
+  float* gate_sums = gated ? sums + waiting * width : nullptr;
+  const auto nothing = [](int64_t, int, float*) {};
 
   for (int64_t row = rows.begin; row < rows.end; row += mc) {
     const int64_t count = least(mc, rows.end - row);
@@ -116,19 +123,22 @@ void multiply_panels(const GemmParams& p, const GemmPlan& plan, Share rows, Shar
         if (plain && cols == kTileCols) {
           float* out = static_cast<float*>(p.out) + row * p.out_stride + col;
           multiply_block(block, count, height, kc, b.at(panel - base, depth), out, p.out_stride,
-                         !first);
+                         true, !first, nothing);
           continue;
         }
         const int64_t offset = one_depth ? 0 : (panel - panels.begin) * kTileCols;
-        float* c = sums + offset;
+        const PanelBias bias(p.bias, col, cols), gate_bias(p.gate_bias, col, cols);
         float* g = gated ? gate_sums + offset : nullptr;
-        multiply_block(block, count, height, kc, b.at(panel - base, depth), c, width, !first);
         if (gated)
-          multiply_block(block, count, height, kc, gate.at(panel - base, depth), g, width, !first);
-        if (last)
-          finish_tile(p, c, g, width, PanelBias(p.bias, col, cols),
-                      PanelBias(p.gate_bias, col, cols),
-                      {.row = row, .col = col, .rows = static_cast<int>(count), .cols = cols});
+          multiply_block(block, count, height, kc, gate.at(panel - base, depth), g, width, true,
+                         !first, nothing);
+        multiply_block(block, count, height, kc, b.at(panel - base, depth), sums + offset, width,
+                       !one_depth, !first, [&](int64_t r, int used, float* tile_sums) {
+                         if (last)
+                           finish_tile(p, tile_sums, g ? g + r * width : nullptr, width, bias,
+                                       gate_bias,
+                                       {.row = row + r, .col = col, .rows = used, .cols = cols});
+                       });
       }
       depth += kc;
     } while (depth < p.k);
