@@ -37,41 +37,39 @@ LANEWISE_INLINE void convert_row(const S* src, D* dst, int64_t count) {
   }
 }
 
-// Lines that are contiguous in k, transposed into the panel four at a time. 16-bit lines are
-// widened through a strip that stays in L1.
+// Lines that are contiguous in k, transposed into the panel four at a time; the last four may
+// overlap the ones before, which is cheaper than doing fewer one by one. 16-bit lines are widened
+// through a strip that stays in L1.
 template <int WIDTH, class S>
 void pack_contiguous_lines(const S* src, int64_t line_stride, int lines, int64_t k, float* panel) {
   constexpr int64_t kStrip = 128;
   float strip[4][kStrip];
-  for (int line = 0; line < WIDTH; line += 4) {
+  for (int next = 0; next < lines; next += 4) {
+    const int line = next + 4 > lines && lines >= 4 ? lines - 4 : next;
     const int used = lines - line < 4 ? lines - line : 4;
-    const int width = WIDTH - line < 4 ? WIDTH - line : 4;
-    float* const column = panel + line;
-    if (used <= 0) {
-      for (int64_t i = 0; i < k; ++i)
-        for (int r = 0; r < width; ++r) column[i * WIDTH + r] = 0.0f;
-      continue;
-    }
     for (int64_t begin = 0; begin < k; begin += kStrip) {
       const int64_t count = k - begin < kStrip ? k - begin : kStrip;
       const float* rows[4];
-      for (int r = 0; r < 4; ++r) {
-        const S* row = src + (line + (r < used ? r : 0)) * line_stride + begin;
+      for (int r = 0; r < used; ++r) {
+        const S* row = src + (line + r) * line_stride + begin;
         if constexpr (sizeof(S) == sizeof(float)) {
           rows[r] = row;
         } else {
-          if (r < used) convert_row(row, strip[r], count);
-          rows[r] = strip[r < used ? r : 0];
+          convert_row(row, strip[r], count);
+          rows[r] = strip[r];
         }
       }
-      float* const out = column + begin * WIDTH;
+      float* const out = panel + begin * WIDTH + line;
       int64_t i = 0;
       if (used == 4)
         for (; i + 4 <= count; i += 4) transpose4(rows, i, out + i * WIDTH, WIDTH);
       for (; i < count; ++i)
-        for (int r = 0; r < width; ++r) out[i * WIDTH + r] = r < used ? rows[r][i] : 0.0f;
+        for (int r = 0; r < used; ++r) out[i * WIDTH + r] = rows[r][i];
     }
   }
+  if (lines < WIDTH)
+    for (int64_t i = 0; i < k; ++i)
+      for (int l = lines; l < WIDTH; ++l) panel[i * WIDTH + l] = 0.0f;
 }
 
 // panel[i · WIDTH + l] = line l's element i, i < k; lines beyond `lines` are zero. `src` points to
