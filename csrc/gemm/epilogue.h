@@ -28,45 +28,34 @@ struct PanelBias {
   f32v vector(int v) const { return load(values + v * kLanes); }
 };
 
-template <Activation A>
-void activate_tile(float* c, int64_t ldc, int rows, const PanelBias& bias) {
-  for (int r = 0; r < rows; ++r)
-    for (int v = 0; v < kTileVectors; ++v) {
-      float* p = c + r * ldc + v * kLanes;
-      store(p, activate<A>(load(p) + bias.vector(v)));
-    }
-}
-
-template <Activation A>
-void gate_tile(float* c, const float* gate, int64_t ldc, int rows, const PanelBias& bias,
-               const PanelBias& gate_bias) {
-  for (int r = 0; r < rows; ++r)
-    for (int v = 0; v < kTileVectors; ++v) {
-      const int64_t at = r * ldc + v * kLanes;
-      const f32v g = activate<A>(load(gate + at) + gate_bias.vector(v));
-      store(c + at, g * (load(c + at) + bias.vector(v)));
-    }
-}
-
-template <class R>
-void add_residual(float* c, int64_t ldc, const MatrixRef& residual, const Patch& patch) {
-  const R* from =
-      static_cast<const R*>(residual.data) + patch.row * residual.row_stride + patch.col;
-  for (int r = 0; r < patch.rows; ++r, c += ldc, from += residual.row_stride) {
+// One pass from the sums to the output; `residual`, where given, has the output's type.
+template <Activation A, bool kGated, class T>
+void finish_rows(const GemmParams& p, const float* c, const float* gate, int64_t ldc,
+                 const PanelBias& bias, const PanelBias& gate_bias, const T* residual,
+                 const Patch& patch) {
+  T* out = static_cast<T*>(p.out) + patch.row * p.out_stride + patch.col;
+  if (residual) residual += patch.row * p.residual.row_stride + patch.col;
+  for (int r = 0; r < patch.rows; ++r, c += ldc, out += p.out_stride) {
+    const auto step = [&](int v, auto... count) {
+      const int at = v * kLanes;
+      f32v s = load(c + at) + bias.vector(v);
+      if constexpr (kGated)
+        s *= activate<A>(load(gate + at) + gate_bias.vector(v));
+      else
+        s = activate<A>(s);
+      if (residual) s += load(residual + at, count...);
+      store(out + at, s, count...);
+    };
     for (int v = 0; v < kTileVectors; ++v) {
       const int left = patch.cols - v * kLanes;
-      if (left <= 0) break;
-      float* p = c + v * kLanes;
-      const R* q = from + v * kLanes;
-      store(p, load(p) + (left >= kLanes ? load(q) : load(q, left)));
+      if (left >= kLanes)
+        step(v);
+      else if (left > 0)
+        step(v, left);
     }
+    if constexpr (kGated) gate += ldc;
+    if (residual) residual += p.residual.row_stride;
   }
-}
-
-template <class T>
-void store_tile(const float* c, int64_t ldc, T* out, int64_t out_stride, const Patch& patch) {
-  out += patch.row * out_stride + patch.col;
-  for (int r = 0; r < patch.rows; ++r) convert_row(c + r * ldc, out + r * out_stride, patch.cols);
 }
 
 // Nothing to do but to store float32: the register tile may write the output itself.
@@ -75,20 +64,31 @@ inline bool is_plain(const GemmParams& p) {
          p.out_dtype == DType::f32;
 }
 
+// A residual of another type than the output, which has no activation then, joins the sums first.
+inline void add_other_residual(const GemmParams& p, float* c, int64_t ldc, const Patch& patch) {
+  with_dtype(p.residual.dtype, [&](auto element) {
+    using R = decltype(element);
+    const R* from =
+        static_cast<const R*>(p.residual.data) + patch.row * p.residual.row_stride + patch.col;
+    for (int r = 0; r < patch.rows; ++r, c += ldc, from += p.residual.row_stride)
+      for (int i = 0; i < patch.cols; ++i) c[i] += to_float(from[i]);
+  });
+}
+
 inline void finish_tile(const GemmParams& p, float* c, const float* gate, int64_t ldc,
                         const PanelBias& bias, const PanelBias& gate_bias, const Patch& patch) {
-  with_activation(p.activation, [&](auto tag) {
-    constexpr Activation A = decltype(tag)::value;
-    if (gate)
-      gate_tile<A>(c, gate, ldc, patch.rows, bias, gate_bias);
-    else if (A != Activation::none || p.bias.data)
-      activate_tile<A>(c, ldc, patch.rows, bias);
-  });
-  if (p.residual.data)
-    with_dtype(p.residual.dtype,
-               [&](auto element) { add_residual<decltype(element)>(c, ldc, p.residual, patch); });
+  const bool own = p.residual.dtype == p.out_dtype;
+  if (p.residual.data && !own) add_other_residual(p, c, ldc, patch);
   with_dtype(p.out_dtype, [&](auto element) {
-    store_tile(c, ldc, static_cast<decltype(element)*>(p.out), p.out_stride, patch);
+    using T = decltype(element);
+    const T* residual = own ? static_cast<const T*>(p.residual.data) : nullptr;
+    with_activation(p.activation, [&](auto tag) {
+      constexpr Activation A = decltype(tag)::value;
+      if (gate)
+        finish_rows<A, true, T>(p, c, gate, ldc, bias, gate_bias, residual, patch);
+      else
+        finish_rows<A, false, T>(p, c, nullptr, ldc, bias, gate_bias, residual, patch);
+    });
   });
 }
 

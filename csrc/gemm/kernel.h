@@ -40,7 +40,7 @@ struct GemmParams {
   VectorRef bias;
   VectorRef gate_bias;
   Activation activation = Activation::none;
-  MatrixRef residual;  // [m, n], col_stride 1
+  MatrixRef residual;  // [m, n], col_stride 1; of out_dtype, or of any where there is no activation
   void* out;
   DType out_dtype;
   int64_t out_stride;  // of rows; columns are contiguous
