@@ -227,9 +227,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "alibi_slopes must have shape [4] or [2, 4], got [4, 2]",
     ),
     "window": ({"window_left": -2}, "window_left must be at least -1, got -2"),
-    "softcap": ({"softcap": math.inf}, "softcap must be finite, got inf"),
+    "softcap": ({"softcap": math.inf}, "softcap must be finite in float32, got inf"),
     "negative softcap": ({"softcap": -1.0}, "softcap must not be negative, got -1"),
-    "scale": ({"scale": math.nan}, "scale must be finite, got nan"),
+    "scale": ({"scale": math.nan}, "scale must be finite in float32, got nan"),
 }
 
 
