@@ -91,7 +91,7 @@ void multiply_block(const float* a, int64_t rows, int height, int64_t kc, const 
   }
 }
 
-// The rows [first, last) × panels [first_panel, last_panel) of one product, by one thread.
+// One thread's rows × panels of one product.
 // `b` and `gate` hold panels from `base` on.
 template <class T>
 void multiply_panels(const GemmParams& p, const GemmPlan& plan, Share rows, Share panels,

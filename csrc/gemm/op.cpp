@@ -237,8 +237,7 @@ Tensor pack_weight(const Tensor& weight) {
   return packed;
 }
 
-// The gradient with respect to what the activation saw: `grad` itself, or a float32 copy that the
-// activation's derivative was applied to.
+// z = x · weightᵀ + bias, what the activation saw, which the forward does not keep.
 void recompute(const RowsOf& x, const Tensor& weight, const VectorRef& bias, Tensor& z) {
   table().gemm({
       .m = x.rows,

@@ -98,7 +98,7 @@ inline RightRef unpack_argument(const char* op, const char* arg, const Tensor& p
           packed.size(0), " rows, its header says ", h.out_features);
   require(h.in_features == in_features, op, arg, " has ", h.in_features,
           " input features, which is not x's ", in_features);
-  // x's own extent bounds in_features and the shape bounds out_features: no product overflows.
+  // A size that overflows is -1, which no shape has.
   const int64_t row = packed_row(h.out_features, in_features, dtype, h.panel_width);
   require(packed.size(1) == row, op, arg, " is truncated or damaged: its rows have ",
           packed.size(1), " bytes, its header means ", row);
