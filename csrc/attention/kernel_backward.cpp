@@ -442,7 +442,7 @@ class BiasGradient {
 // A sink's weight exp(sink − lse) mixes no value, so its score's gradient is −weight · δ.
 void sink_gradient(const AttentionBackwardParams& b, int64_t head) {
   const AttentionParams& p = b.forward;
-  constexpr int64_t kRun = 256;  // queries summed in float32 before they join the total
+  constexpr int64_t kRun = 16 * kLanes;  // queries summed in float32, 16 deep, before they join
   double total = 0;
   for (int64_t batch = 0; batch < p.batch; ++batch) {
     const int64_t stats = stats_of(p, batch, head);
