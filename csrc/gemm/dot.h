@@ -2,52 +2,160 @@
 // products along k, nothing packed, every weight read once and widened in register.
 #pragma once
 
+#include <type_traits>
+
 #include "gemm/tile.h"
 
 namespace lanewise::LANEWISE_TARGET {
 
-// Rows of x at a time, and lines of the weight: 4 × 3 = 12 accumulators leave registers for the
-// loads even where there are 16.
+// Rows of x at a time: their products with 3 lines of the weight (16 registers) or 6 (32) are 12 or
+// 24 accumulators, and leave registers for the loads. Fewer rows take more lines, to have as many
+// chains of sums.
 inline constexpr int kDotRows = 4;
-inline constexpr int kDotLines = kRegisters == 32 ? 4 : 3;
+template <int ROWS>
+inline constexpr int kDotLines = kRegisters == 32 || ROWS <= 2 ? 6
+                                 : ROWS == 3                   ? 4
+                                                               : 3;
 
-// c[r · ldc + l] = Σ_i x[r · ldx + i] · w[l · ldw + i]
-template <int ROWS, int LINES, class T>
-void dot_tile(int64_t k, const float* x, int64_t ldx, const T* w, int64_t ldw, float* c,
-              int64_t ldc) {
-  f32v acc[ROWS][LINES] = {};
-  const auto step = [&](int64_t i, auto... count) {
-    f32v xv[ROWS];
-#pragma GCC unroll 4
-    for (int r = 0; r < ROWS; ++r) xv[r] = load(x + r * ldx + i, count...);
-#pragma GCC unroll 4
-    for (int l = 0; l < LINES; ++l) {
-      const f32v wv = load(w + l * ldw + i, count...);
-#pragma GCC unroll 4
-      for (int r = 0; r < ROWS; ++r) acc[r][l] += xv[r] * wv;
-    }
-  };
-  int64_t i = 0;
-  for (; i + kLanes <= k; i += kLanes) step(i);
-  if (i < k) step(i, static_cast<int>(k - i));
-  for (int r = 0; r < ROWS; ++r)
-    for (int l = 0; l < LINES; ++l) c[r * ldc + l] = sum(acc[r][l]);
+// How a row of x lies in memory beside a weight of type T: elements of k that one step multiplies,
+// and words of x that it reads. Beside bfloat16, whose vectors come apart into even and odd
+// elements of k, float32 rows are in that order too: kLanes even ones, then their odd neighbours.
+template <class T>
+struct DotStep {
+  using Word = float;
+  static constexpr int kDepth = kLanes, kWords = kLanes;
+};
+template <>
+struct DotStep<bf16> {
+  using Word = std::conditional_t<kMultipliesPairs, bf16x2, float>;
+  static constexpr int kDepth = 2 * kLanes, kWords = kMultipliesPairs ? kLanes : 2 * kLanes;
+};
+
+// Words of x for a depth of k, whole steps: what is missing is zero.
+template <class T>
+constexpr int64_t dot_words(int64_t k) {
+  return (k + DotStep<T>::kDepth - 1) / DotStep<T>::kDepth * DotStep<T>::kWords;
 }
 
-// c[r · ldc + l] for all `rows` of x and `lines` of the weight.
+LANEWISE_INLINE auto load_step(const float* w) { return load(w); }
+LANEWISE_INLINE auto load_step(const f16* w) { return load(w); }
+LANEWISE_INLINE auto load_step(const bf16* w) { return load(reinterpret_cast<const bf16x2*>(w)); }
+
+// One row of x as the steps read it.
 template <class T>
-void dot_products(int64_t k, const float* x, int64_t ldx, int rows, const T* w, int64_t ldw,
-                  int lines, float* c, int64_t ldc) {
-  const auto group = [&]<int LINES>(int l, Rows<LINES>) {
-    for (int r = 0; r < rows; r += kDotRows) {
-      with_rows<kDotRows>(rows - r < kDotRows ? rows - r : kDotRows, [&]<int ROWS>(Rows<ROWS>) {
-        dot_tile<ROWS, LINES>(k, x + r * ldx, ldx, w + l * ldw, ldw, c + r * ldc + l, ldc);
-      });
+void arrange_row(const T* x, int64_t stride, int64_t k, typename DotStep<T>::Word* to) {
+  constexpr int kDepth = DotStep<T>::kDepth;
+  for (int64_t i = 0; i < k; i += kDepth, to += DotStep<T>::kWords) {
+    T strip[kDepth];
+    const T* from = x + i;
+    if (stride != 1 || i + kDepth > k) {
+      for (int e = 0; e < kDepth; ++e) strip[e] = i + e < k ? x[(i + e) * stride] : T{};
+      from = strip;
+    }
+    const auto step = load_step(from);
+    if constexpr (DotStep<T>::kWords > kLanes) {
+      store(to, widen_even(step));
+      store(to + kLanes, widen_odd(step));
+    } else {
+      store(to, step);
+    }
+  }
+}
+
+// acc[r][l] += x[r] · w[l] over one step.
+template <int ROWS, int LINES, class T, class X>
+LANEWISE_INLINE void dot_step(const X* x, int64_t ldx, const T* w, int64_t ldw,
+                              f32v (&acc)[ROWS][LINES]) {
+  if constexpr (DotStep<T>::kWords == kLanes) {
+    decltype(load(x)) xv[ROWS];
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r) xv[r] = load(x + r * ldx);
+#pragma GCC unroll 8
+    for (int l = 0; l < LINES; ++l) {
+      const auto wv = load_step(w + l * ldw);
+#pragma GCC unroll 4
+      for (int r = 0; r < ROWS; ++r) acc[r][l] = multiply_add(xv[r], wv, acc[r][l]);
+    }
+  } else {
+#pragma GCC unroll 8
+    for (int l = 0; l < LINES; ++l) {
+      const pairs wv = load_step(w + l * ldw);
+      const f32v even = widen_even(wv), odd = widen_odd(wv);
+#pragma GCC unroll 4
+      for (int r = 0; r < ROWS; ++r) acc[r][l] += load(x + r * ldx) * even;
+#pragma GCC unroll 4
+      for (int r = 0; r < ROWS; ++r) acc[r][l] += load(x + r * ldx + kLanes) * odd;
+    }
+  }
+}
+
+// c[r · ldc + l] = (accumulate ? c : 0) + Σ_i x[r][i] · w[l · ldw + i], i < k. Where `ahead` is not
+// 0, fetches the lines that lie so many elements further on into L2: at a few kilobytes a line, the
+// machine's own prefetchers start anew on each.
+template <int ROWS, int LINES, class T, class X>
+void dot_tile(int64_t k, const X* x, int64_t ldx, const T* w, int64_t ldw, int64_t ahead, float* c,
+              int64_t ldc, bool accumulate) {
+  constexpr int kDepth = DotStep<T>::kDepth;
+  f32v acc[ROWS][LINES] = {};
+  int64_t i = 0;
+  const auto steps = [&](auto fetching) LANEWISE_LAMBDA {
+    for (; i + kDepth <= k; i += kDepth, x += DotStep<T>::kWords) {
+      dot_step<ROWS, LINES>(x, ldx, w + i, ldw, acc);
+      if constexpr (decltype(fetching)::value)
+#pragma GCC unroll 8
+        for (int l = 0; l < LINES; ++l) __builtin_prefetch(w + i + ahead + l * ldw, 0, 2);
+    }
+  };
+  if (ahead)
+    steps(std::true_type{});
+  else
+    steps(std::false_type{});
+  if (i < k) {
+    T rest[LINES][kDepth] = {};
+    for (int l = 0; l < LINES; ++l)
+      for (int64_t e = i; e < k; ++e) rest[l][e - i] = w[l * ldw + e];
+    dot_step<ROWS, LINES>(x, ldx, rest[0], kDepth, acc);
+  }
+  float sums[(ROWS * LINES + kLanes - 1) / kLanes * kLanes];
+#pragma GCC unroll 8
+  for (int first = 0; first < ROWS * LINES; first += kLanes) {
+    f32v chunk[kLanes];
+#pragma GCC unroll 16
+    for (int j = 0; j < kLanes; ++j) {
+      const int at = first + j;
+      chunk[j] = at < ROWS * LINES ? acc[at / LINES][at % LINES] : f32v{};
+    }
+    store(sums + first, sum_each(chunk));
+  }
+  for (int r = 0; r < ROWS; ++r)
+    for (int l = 0; l < LINES; ++l) {
+      float& sum = c[r * ldc + l];
+      sum = accumulate ? sum + sums[r * LINES + l] : sums[r * LINES + l];
+    }
+}
+
+// Elements of k at a time: so many that the lines of a group stay in L1 while the rows pass, and
+// that the sums at the end of a chain cost little beside it.
+inline constexpr int64_t kDotDepth = 512;
+
+// c[r · ldc + l] for all `rows` of x and `lines` of the weight, LINES at a time.
+template <int LINES, class T, class X>
+void dot_products(int64_t k, const X* x, int64_t ldx, int rows, const T* w, int64_t ldw, int lines,
+                  float* c, int64_t ldc) {
+  const auto group = [&]<int N>(int l, Rows<N>) {
+    for (int64_t depth = 0; depth == 0 || depth < k; depth += kDotDepth) {
+      const int64_t kc = k - depth < kDotDepth ? k - depth : kDotDepth;
+      for (int r = 0; r < rows; r += kDotRows) {
+        with_rows<kDotRows>(rows - r < kDotRows ? rows - r : kDotRows, [&]<int ROWS>(Rows<ROWS>) {
+          dot_tile<ROWS, N>(kc, x + r * ldx + dot_words<T>(depth), ldx, w + l * ldw + depth, ldw,
+                            r == 0 ? LINES * ldw : 0, c + r * ldc + l, ldc, depth > 0);
+        });
+      }
     }
   };
   int l = 0;
-  for (; l + kDotLines <= lines; l += kDotLines) group(l, Rows<kDotLines>{});
-  for (; l < lines; ++l) group(l, Rows<1>{});
+  for (; l + LINES <= lines; l += LINES) group(l, Rows<LINES>{});
+  if (l < lines) with_rows<LINES>(lines - l, [&]<int N>(Rows<N> rest) { group(l, rest); });
 }
 
 }  // namespace lanewise::LANEWISE_TARGET

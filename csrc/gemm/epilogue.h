@@ -64,6 +64,14 @@ inline bool is_plain(const GemmParams& p) {
          p.out_dtype == DType::f32;
 }
 
+// Asks for the lines of the output that a patch will be written to: their rows lie far apart.
+inline void prefetch_patch(const GemmParams& p, const Patch& patch) {
+  const int64_t size = p.out_dtype == DType::f32 ? 4 : 2;
+  const char* row = static_cast<const char*>(p.out) + (patch.row * p.out_stride + patch.col) * size;
+  for (int r = 0; r < patch.rows; ++r, row += p.out_stride * size)
+    for (int64_t byte = 0; byte < kTileCols * size; byte += 64) __builtin_prefetch(row + byte, 1);
+}
+
 // A residual of another type than the output, which has no activation then, joins the sums first.
 inline void add_other_residual(const GemmParams& p, float* c, int64_t ldc, const Patch& patch) {
   with_dtype(p.residual.dtype, [&](auto element) {

@@ -73,10 +73,10 @@ void column_sum(const std::string& target, py::array a, py::array out, int threa
   });
 }
 
-py::dict plan(int64_t m, int64_t n, int64_t k, bool lines_contiguous, int tile_rows, int tile_cols,
-              int64_t l1, int64_t l2, int64_t l3, int threads) {
-  const GemmPlan p =
-      plan_gemm({m, n, k, lines_contiguous}, {tile_rows, tile_cols}, Caches{l1, l2, l3}, threads);
+py::dict plan(int64_t m, int64_t n, int64_t k, bool packed, bool lines_contiguous, int tile_rows,
+              int tile_cols, int64_t l1, int64_t l2, int64_t l3, int threads) {
+  const GemmPlan p = plan_gemm({m, n, k, packed, lines_contiguous}, {tile_rows, tile_cols},
+                               Caches{l1, l2, l3}, threads);
   return py::dict(py::arg("dot") = p.dot, py::arg("row_threads") = p.row_threads,
                   py::arg("col_threads") = p.col_threads, py::arg("mc") = p.mc,
                   py::arg("nc") = p.nc, py::arg("kc") = p.kc);
@@ -100,9 +100,10 @@ void bind_gemm(py::module_& m) {
         "Packs b [k,n] into panels [ceil(n / panel_width), k, panel_width].");
   m.def("column_sum", column_sum, py::arg("target"), py::arg("a"), py::arg("out"),
         py::arg("threads") = 1, "out [n] = the sum of the rows of a [m,n].");
-  m.def("gemm_plan", plan, py::arg("m"), py::arg("n"), py::arg("k"), py::arg("lines_contiguous"),
-        py::arg("tile_rows"), py::arg("tile_cols"), py::arg("l1"), py::arg("l2"), py::arg("l3"),
-        py::arg("threads"), "How a product is cut into blocks and among threads.");
+  m.def("gemm_plan", plan, py::arg("m"), py::arg("n"), py::arg("k"), py::arg("packed"),
+        py::arg("lines_contiguous"), py::arg("tile_rows"), py::arg("tile_cols"), py::arg("l1"),
+        py::arg("l2"), py::arg("l3"), py::arg("threads"),
+        "How a product is cut into blocks and among threads.");
 }
 
 }  // namespace lanewise

@@ -2,29 +2,9 @@
 // that the register tile reads memory in order.
 #pragma once
 
-#include "simd/simd.h"
+#include "gemm/words.h"
 
 namespace lanewise::LANEWISE_TARGET {
-
-using f32x4 = float __attribute__((vector_size(16)));
-using f32x4u = float __attribute__((vector_size(16), aligned(4), may_alias));
-using i32x4 = int32_t __attribute__((vector_size(16)));
-
-// dst[c · ld + r] = src[r][c] for a 4 × 4 block; 16-byte vectors on every target.
-LANEWISE_INLINE void transpose4(const float* const src[4], int64_t c, float* dst, int64_t ld) {
-  const f32x4 r0 = *reinterpret_cast<const f32x4u*>(src[0] + c);
-  const f32x4 r1 = *reinterpret_cast<const f32x4u*>(src[1] + c);
-  const f32x4 r2 = *reinterpret_cast<const f32x4u*>(src[2] + c);
-  const f32x4 r3 = *reinterpret_cast<const f32x4u*>(src[3] + c);
-  const f32x4 a = __builtin_shuffle(r0, r1, i32x4{0, 4, 1, 5});
-  const f32x4 b = __builtin_shuffle(r0, r1, i32x4{2, 6, 3, 7});
-  const f32x4 d = __builtin_shuffle(r2, r3, i32x4{0, 4, 1, 5});
-  const f32x4 e = __builtin_shuffle(r2, r3, i32x4{2, 6, 3, 7});
-  *reinterpret_cast<f32x4u*>(dst) = __builtin_shuffle(a, d, i32x4{0, 1, 4, 5});
-  *reinterpret_cast<f32x4u*>(dst + ld) = __builtin_shuffle(a, d, i32x4{2, 3, 6, 7});
-  *reinterpret_cast<f32x4u*>(dst + 2 * ld) = __builtin_shuffle(b, e, i32x4{0, 1, 4, 5});
-  *reinterpret_cast<f32x4u*>(dst + 3 * ld) = __builtin_shuffle(b, e, i32x4{2, 3, 6, 7});
-}
 
 // Copies `count` elements, widened or narrowed.
 template <class S, class D>
@@ -37,56 +17,127 @@ LANEWISE_INLINE void convert_row(const S* src, D* dst, int64_t count) {
   }
 }
 
-// Lines that are contiguous in k, transposed into the panel four at a time; the last four may
-// overlap the ones before, which is cheaper than doing fewer one by one. 16-bit lines are widened
-// through a strip that stays in L1.
-template <int WIDTH, class S>
-void pack_contiguous_lines(const S* src, int64_t line_stride, int lines, int64_t k, float* panel) {
-  constexpr int64_t kStrip = 128;
-  float strip[4][kStrip];
-  for (int next = 0; next < lines; next += 4) {
-    const int line = next + 4 > lines && lines >= 4 ? lines - 4 : next;
-    const int used = lines - line < 4 ? lines - line : 4;
-    for (int64_t begin = 0; begin < k; begin += kStrip) {
-      const int64_t count = k - begin < kStrip ? k - begin : kStrip;
-      const float* rows[4];
-      for (int r = 0; r < used; ++r) {
-        const S* row = src + (line + r) * line_stride + begin;
-        if constexpr (sizeof(S) == sizeof(float)) {
-          rows[r] = row;
-        } else {
-          convert_row(row, strip[r], count);
-          rows[r] = strip[r];
-        }
-      }
-      float* const out = panel + begin * WIDTH + line;
-      int64_t i = 0;
-      if (used == 4)
-        for (; i + 4 <= count; i += 4) transpose4(rows, i, out + i * WIDTH, WIDTH);
-      for (; i < count; ++i)
-        for (int r = 0; r < used; ++r) out[i * WIDTH + r] = rows[r][i];
-    }
+// Words [i, i + kLanes) of a line, as 32-bit lanes; or `left` elements of k, zeros after them.
+template <class Word, class T>
+struct Line;
+template <class T>
+struct Line<float, T> {
+  static LANEWISE_INLINE f32v words(const T* line, int64_t i) { return load(line + i); }
+  static LANEWISE_INLINE f32v last_words(const T* line, int64_t i, int left) {
+    return load(line + i, left);
   }
-  if (lines < WIDTH)
-    for (int64_t i = 0; i < k; ++i)
-      for (int l = lines; l < WIDTH; ++l) panel[i * WIDTH + l] = 0.0f;
+};
+template <>
+struct Line<bf16x2, bf16> {
+  static LANEWISE_INLINE f32v words(const bf16* line, int64_t i) {
+    return as_float(load(reinterpret_cast<const bf16x2*>(line + 2 * i)));
+  }
+  static LANEWISE_INLINE f32v last_words(const bf16* line, int64_t i, int left) {
+    bf16x2 copy[kLanes] = {};
+    __builtin_memcpy(copy, line + 2 * i, sizeof(bf16) * left);
+    return as_float(load(copy));
+  }
+};
+
+// Transposes the four lanes of every quarter of 128 bits: lane 4 q + c of row r goes to lane 4 q +
+// r of row c.
+LANEWISE_INLINE void transpose_fours(f32v* rows) {
+  const f32v a = shuffle_fours<0, 4, 1, 5>(rows[0], rows[1]);
+  const f32v b = shuffle_fours<2, 6, 3, 7>(rows[0], rows[1]);
+  const f32v c = shuffle_fours<0, 4, 1, 5>(rows[2], rows[3]);
+  const f32v d = shuffle_fours<2, 6, 3, 7>(rows[2], rows[3]);
+  rows[0] = shuffle_fours<0, 1, 4, 5>(a, c);
+  rows[1] = shuffle_fours<2, 3, 6, 7>(a, c);
+  rows[2] = shuffle_fours<0, 1, 4, 5>(b, d);
+  rows[3] = shuffle_fours<2, 3, 6, 7>(b, d);
 }
 
-// panel[i · WIDTH + l] = line l's element i, i < k; lines beyond `lines` are zero. `src` points to
-// the first element of the first line; strides count elements.
-template <int WIDTH, class S>
-void pack_panel(const S* src, int64_t line_stride, int64_t k_stride, int lines, int64_t k,
-                float* panel) {
-  if (k_stride == 1 && lines > 1)
-    return pack_contiguous_lines<WIDTH>(src, line_stride, lines, k, panel);
-  for (int64_t i = 0; i < k; ++i, src += k_stride, panel += WIDTH) {
-    if (line_stride == 1) {
-      convert_row(src, panel, lines);
-    } else {
-      for (int l = 0; l < lines; ++l) panel[l] = to_float(src[l * line_stride]);
-    }
-    for (int l = lines; l < WIDTH; ++l) panel[l] = 0.0f;
+// Rows kBlock apart exchange blocks of kBlock lanes: a transposition of blocks.
+template <int kBlock>
+LANEWISE_INLINE void exchange_blocks(f32v (&rows)[kLanes]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < kLanes; ++r) {
+    if (r & kBlock) continue;
+    const f32v a = rows[r], b = rows[r + kBlock];
+    rows[r] = alternate_blocks<kBlock>(a, b, false);
+    rows[r + kBlock] = alternate_blocks<kBlock>(a, b, true);
   }
+}
+
+LANEWISE_INLINE void transpose(f32v (&rows)[kLanes]) {
+#pragma GCC unroll 4
+  for (int r = 0; r < kLanes; r += 4) transpose_fours(rows + r);
+  if constexpr (kLanes >= 8) exchange_blocks<4>(rows);
+  if constexpr (kLanes >= 16) exchange_blocks<8>(rows);
+}
+
+// Lines that are contiguous in k, kLanes lines by kLanes words at a time.
+template <int WIDTH, class Word, class T>
+void pack_contiguous_lines(const T* src, int64_t line_stride, int lines, int64_t k, Word* panel) {
+  const int64_t words = k / kDepthOf<Word>, whole = words - words % kLanes;
+  const int left = static_cast<int>(k - whole * kDepthOf<Word>);
+  for (int group = 0; group < WIDTH; group += kLanes) {
+    const int at = group && group + kLanes > WIDTH ? WIDTH - kLanes : group;
+    const T* line[kLanes];
+    for (int r = 0; r < kLanes; ++r)
+      line[r] = src + (at + r < lines ? at + r : lines - 1) * line_stride;
+    float* to = reinterpret_cast<float*>(panel) + at;
+    f32v rows[kLanes];
+    for (int64_t i = 0; i < whole; i += kLanes, to += kLanes * WIDTH) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r) rows[r] = Line<Word, T>::words(line[r], i);
+      transpose(rows);
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r) store(to + r * WIDTH, rows[r]);
+    }
+    if (left == 0) continue;
+    for (int r = 0; r < kLanes; ++r) rows[r] = Line<Word, T>::last_words(line[r], whole, left);
+    transpose(rows);
+    for (int r = 0; r * kDepthOf<Word> < left; ++r) store(to + r * WIDTH, rows[r]);
+  }
+}
+
+// Lines that lie side by side: word i of all of them is one row of the source, or two.
+template <int WIDTH, class Word, class T>
+void pack_adjacent_lines(const T* src, int64_t k_stride, int lines, int64_t k, Word* panel) {
+  for (int64_t i = 0; i < k; i += kDepthOf<Word>, panel += WIDTH) {
+    const T* row = src + i * k_stride;
+    const auto words = [&](const T* from, auto... count) LANEWISE_LAMBDA {
+      if constexpr (kDepthOf<Word> == 1) {
+        return load(from, count...);
+      } else {
+        const pairs even = zero_extend(load_u16(from, count...));
+        if (i + 1 == k) return as_float(even);
+        return as_float(even | zero_extend(load_u16(from + k_stride, count...)) << 16);
+      }
+    };
+    for (int at = 0; at < WIDTH && at < lines; at += kLanes) {
+      const int count = lines - at;
+      float* to = reinterpret_cast<float*>(panel) + at;
+      store(to, count >= kLanes ? words(row + at) : words(row + at, count));
+    }
+  }
+}
+
+// panel[i · WIDTH + l] = word i of line l, i < ⌈k / depth of a word⌉; an odd k ends in half a word
+// of zero. `src` points to the first element of the first line; strides count elements.
+//
+// Every store is a whole vector: where the panel's width is no multiple of it, stores run over into
+// the next word's place, and the last one past the end by less than a vector: there must be room.
+// Lines beyond `lines` hold what happens to be there: what they are multiplied into is never kept.
+template <int WIDTH, class Word, class T>
+void pack_panel(const T* src, int64_t line_stride, int64_t k_stride, int lines, int64_t k,
+                Word* panel) {
+  if (k_stride == 1) return pack_contiguous_lines<WIDTH>(src, line_stride, lines, k, panel);
+  if (line_stride == 1) return pack_adjacent_lines<WIDTH>(src, k_stride, lines, k, panel);
+  for (int64_t i = 0; i < k; i += kDepthOf<Word>, panel += WIDTH)
+    for (int l = 0; l < lines; ++l) {
+      const T* from = src + l * line_stride + i * k_stride;
+      if constexpr (kDepthOf<Word> == 1)
+        panel[l] = to_float(*from);
+      else
+        panel[l].bits = from->bits | uint32_t{i + 1 < k ? from[k_stride].bits : uint16_t{0}} << 16;
+    }
 }
 
 }  // namespace lanewise::LANEWISE_TARGET

@@ -26,7 +26,7 @@ struct PackedHeader {
 static_assert(sizeof(PackedHeader) == 64);  // keeps the panels aligned to a cache line
 
 inline constexpr char kPackedMagic[8] = {'l', 'a', 'n', 'e', 'w', 'i', 's', 'e'};
-inline constexpr uint32_t kPackedVersion = 1;
+inline constexpr uint32_t kPackedVersion = 2;
 
 inline int64_t element_size(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 
@@ -34,6 +34,7 @@ inline int64_t element_size(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 // bytes cannot be counted.
 inline int64_t packed_row(int64_t out_features, int64_t in_features, DType dtype, int64_t width) {
   if (out_features == 0) return 0;
+  if (dtype == DType::bf16) in_features += in_features % 2;  // its panels hold pairs
   const int64_t columns = (out_features + width - 1) / width * width;
   int64_t bytes;
   if (__builtin_mul_overflow(columns, in_features, &bytes) ||

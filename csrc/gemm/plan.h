@@ -1,9 +1,11 @@
 // How one matrix product is cut into cache-sized blocks and among threads: a pure function.
 //
-//   for each block of nc columns            B packed, [k × nc], shared by all threads
-//     for each block of mc rows of a thread
+//   a grid of threads: each has some rows of A and some columns of B, and works alone
+//   for each block of nc columns            its sums, [mc × nc], wait in L2 or L3 where k is cut
+//     for each block of mc rows
 //       for each block of kc                A packed, [mc × kc], stays in L2
-//         for each panel of B               [kc × tile columns], stays in L1 while the tiles pass
+//         for each panel of B               packed or widened where need be, [kc × tile columns],
+//                                           stays in L1 while the tiles pass
 //           for each tile of rows           accumulates in registers
 #pragma once
 
@@ -13,7 +15,8 @@ namespace lanewise {
 
 struct GemmShape {
   int64_t m, n, k;
-  bool lines_contiguous;  // the right operand is unpacked and contiguous in k, as weights are
+  bool packed;            // the right operand is panels already
+  bool lines_contiguous;  // it is not, and is contiguous in k, as weights are
 };
 
 struct TileShape {
@@ -29,18 +32,28 @@ struct GemmPlan {
 namespace plan_detail {
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t clamp(int64_t x, int64_t low, int64_t high) {
-  return x < low ? low : x > high ? high : x;
-}
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Rows up to which dot products, at about half the FMA rate, beat packing B first (measured at
-// 3072 × 768: equal at some 40 rows in float32 and 60 in bfloat16).
-inline constexpr int64_t kMostDotRows = 32;
-// A panel of B of this depth fits L1 at 16 columns (AVX2) and streams from L2 at 32. Deeper panels
-// save passes over C; shallower ones make shorter chains of sums, whose error grows with the depth.
-inline constexpr int64_t kDepth = 512;
-// The shared panels: as much of L3 as one process may count on.
-inline constexpr int64_t kSharedBytes = 8 << 20;
+// Rows up to which dot products beat packing B first.
+inline constexpr int64_t kMostDotRows = 16;
+// A panel of B of this depth and a tile of A lie in L1 together at 16 columns (AVX2), and stream
+// from L2 at 32. Deeper panels save passes over the sums; shallower ones make shorter chains, whose
+// rounding errors grow with the depth.
+inline constexpr int64_t kDepth = 384;
+// Sums of one thread that wait for the next block of k.
+inline constexpr int64_t kSumsBytes = 2 << 20;
+
+// What the busiest thread of a grid does for one k, in vectors multiplied or moved: its tiles, and
+// the panels that it packs for each of its blocks.
+inline double grid_cost(const GemmShape& s, const TileShape& tile, int64_t mc, int rows, int cols) {
+  constexpr double kPackColumn = 0.5, kPackRow = 0.5;  // of a multiplication, each element
+  const double tiles = static_cast<double>(divide_up(divide_up(s.m, tile.rows), rows));
+  const double panels = static_cast<double>(divide_up(divide_up(s.n, tile.cols), cols));
+  const double passes = static_cast<double>(divide_up(divide_up(s.m, rows), mc));
+  const double columns = s.packed ? 0.0 : panels * tile.cols * passes * kPackColumn;
+  return tiles * panels * tile.rows * tile.cols + columns + tiles * tile.rows * kPackRow;
+}
 
 }  // namespace plan_detail
 
@@ -50,31 +63,31 @@ inline GemmPlan plan_gemm(const GemmShape& s, const TileShape& tile, const Cache
   GemmPlan plan{};
   plan.dot = s.lines_contiguous && s.m <= kMostDotRows;
 
-  // The grid of threads whose busiest member has the fewest tiles; rows first, since threads that
-  // share rows pack the same rows of A.
-  const int64_t row_tiles = divide_up(s.m, tile.rows), panels = divide_up(s.n, tile.cols);
-  int64_t fewest = INT64_MAX;
-  for (int rows = threads; rows >= 1; --rows) {
-    if (threads % rows) continue;
-    const int cols = threads / rows;
-    const int64_t busiest = divide_up(row_tiles, rows) * divide_up(panels, cols);
-    if (busiest < fewest) {
-      fewest = busiest;
+  const int64_t k = most(s.k, 1);
+  plan.kc = divide_up(divide_up(k, divide_up(k, kDepth)), 2) * 2;  // even: bfloat16 goes in pairs
+  const int64_t rows_in_l2 = caches.l2 / 2 / (plan.kc * 4);
+  plan.mc = most(rows_in_l2 / tile.rows, 1) * tile.rows;
+
+  plan.row_threads = 1;
+  plan.col_threads = threads;
+  if (!plan.dot) {
+    double least_cost = 0;
+    for (int rows = 1; rows <= threads; ++rows) {
+      if (threads % rows) continue;
+      const double cost = grid_cost(s, tile, plan.mc, rows, threads / rows);
+      if (rows > 1 && cost >= least_cost) continue;
+      least_cost = cost;
       plan.row_threads = rows;
-      plan.col_threads = cols;
+      plan.col_threads = threads / rows;
     }
   }
-  if (plan.dot) {
-    plan.row_threads = 1;
-    plan.col_threads = threads;
-  }
 
-  const int64_t depth_blocks = divide_up(s.k ? s.k : 1, kDepth);
-  plan.kc = divide_up(s.k ? s.k : 1, depth_blocks);
-  const int64_t rows_in_l2 = caches.l2 / 2 / (plan.kc * 4);
-  plan.mc = clamp(rows_in_l2 / tile.rows, 1, INT64_MAX) * tile.rows;
-  const int64_t cols_shared = kSharedBytes / plan.col_threads / ((s.k ? s.k : 1) * 4);
-  plan.nc = clamp(cols_shared / tile.cols, 8, divide_up(2048, tile.cols)) * tile.cols;
+  // Blocks of rows of equal height, and as many columns as their sums allow.
+  const int64_t own_rows = most(divide_up(s.m, plan.row_threads), 1);
+  plan.mc = divide_up(divide_up(own_rows, divide_up(own_rows, plan.mc)), tile.rows) * tile.rows;
+  const int64_t own_panels = most(divide_up(divide_up(s.n, tile.cols), plan.col_threads), 1);
+  const int64_t panels = plan.kc >= s.k ? own_panels : kSumsBytes / (plan.mc * tile.cols * 4);
+  plan.nc = most(least(panels, own_panels), 1) * tile.cols;
   return plan;
 }
 

@@ -126,6 +126,53 @@ LANEWISE_INLINE float sum(f32v v) {
   return fold(v, [](auto a, auto b) LANEWISE_LAMBDA { return a + b; });
 }
 
+// A shuffle of a and b, whose lanes are numbered after a's, that repeats for every four lanes:
+// picks below 4 take from a, from 4 on from b.
+template <int I, int J, int K, int L>
+LANEWISE_INLINE f32v shuffle_fours(f32v a, f32v b) {
+  constexpr int kPick[4] = {I, J, K, L};
+  i32v lanes;
+  for (int i = 0; i < kLanes; ++i)
+    lanes[i] = i / 4 * 4 + kPick[i % 4] % 4 + (kPick[i % 4] < 4 ? 0 : kLanes);
+  return __builtin_shuffle(a, b, lanes);
+}
+
+// Of every two blocks of kBlock lanes the first (or the second): a's, b's, a's, …
+template <int kBlock>
+LANEWISE_INLINE f32v alternate_blocks(f32v a, f32v b, bool second) {
+  i32v lanes;
+  for (int i = 0; i < kLanes; ++i) {
+    const int from_b = i / kBlock % 2;
+    lanes[i] = i + (second - from_b) * kBlock + from_b * kLanes;
+  }
+  return __builtin_shuffle(a, b, lanes);
+}
+
+// Lane i = the sum of rows[i], in 21 operations at 8 lanes where as many single sums take 48.
+LANEWISE_INLINE f32v sum_each(const f32v (&rows)[kLanes]) {
+  f32v part[kLanes];
+  const auto fold_pairs = [&](const f32v* from, int count) LANEWISE_LAMBDA {
+#pragma GCC unroll 8
+    for (int i = 0; i < count; ++i)
+      part[i] = shuffle_fours<0, 2, 4, 6>(from[2 * i], from[2 * i + 1]) +
+                shuffle_fours<1, 3, 5, 7>(from[2 * i], from[2 * i + 1]);
+  };
+  fold_pairs(rows, kLanes / 2);
+  fold_pairs(part, kLanes / 4);
+#if LANEWISE_LANES == 16
+  // Blocks of four would end in the order 0 2 1 3: the rows are folded crosswise.
+  const f32v even =
+      alternate_blocks<8>(part[0], part[2], false) + alternate_blocks<8>(part[0], part[2], true);
+  const f32v odd =
+      alternate_blocks<8>(part[1], part[3], false) + alternate_blocks<8>(part[1], part[3], true);
+  return alternate_blocks<4>(even, odd, false) + alternate_blocks<4>(even, odd, true);
+#elif LANEWISE_LANES == 8
+  return alternate_blocks<4>(part[0], part[1], false) + alternate_blocks<4>(part[0], part[1], true);
+#else
+  return part[0];
+#endif
+}
+
 LANEWISE_INLINE float max(f32v v) {
   return fold(v, [](auto a, auto b) LANEWISE_LAMBDA { return a > b ? a : b; });
 }
