@@ -105,7 +105,8 @@ def gemm(case: Case, size: int) -> list[np.ndarray]:
         a, b, gate = case.random(rows, depth), case.random(depth, cols), case.random(depth, cols)
         columns = case.random(cols, depth).T  # a weight as linear has it
         bias, residual = case.random(cols), case.random(rows, cols)
-        panels = case.zeros(-(-cols // width), depth, width)
+        pairs = depth % 2 if case.dtype is np.uint16 else 0  # bfloat16 panels hold pairs of k
+        panels = case.zeros(-(-cols // width), depth + pairs, width)
         _host.pack_panels(case.target, b, panels)
         for right in (b, columns, panels):
             out = case.zeros(rows, cols)

@@ -97,7 +97,7 @@ void bind_gemm(py::module_& m) {
         "[panels, k, panel_width] from pack_panels.");
   m.def("pack_panels", pack_panels, py::arg("target"), py::arg("b"), py::arg("panels"),
         py::arg("threads") = 1,
-        "Packs b [k,n] into panels [ceil(n / panel_width), k, panel_width].");
+        "Packs b [k,n] into panels [ceil(n / panel_width), k, panel_width]; k is even in bfloat16.");
   m.def("column_sum", column_sum, py::arg("target"), py::arg("a"), py::arg("out"),
         py::arg("threads") = 1, "out [n] = the sum of the rows of a [m,n].");
   m.def("gemm_plan", plan, py::arg("m"), py::arg("n"), py::arg("k"), py::arg("packed"),

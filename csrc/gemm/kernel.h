@@ -52,7 +52,8 @@ struct GemmParams {
 };
 
 // Panels [⌈n / width⌉][k][width] of a right operand [k, n] in its own dtype, width = panel_width of
-// the target; columns beyond n are zero.
+// the target. In bfloat16 two neighbours in k are one word of 32 bits, the even one in its lower
+// half: [⌈n / width⌉][⌈k / 2⌉][width][2], where an odd k ends in zeros.
 struct PackParams {
   MatrixRef matrix;
   int64_t n, k;
