@@ -63,27 +63,28 @@ class Strips {
            (panel * divide_up(k_, kDepthOf<W>) + depth / kDepthOf<W>)*kTileCols;
   }
 
-  Upcoming upcoming(int64_t panel, int64_t depth, int64_t kc) const {
+  // What the tiles of this panel are to fetch: the next panel; or, where one tile reads a packed
+  // panel from end to end, what lies a little further on, as far as memory's latency asks for.
+  Upcoming upcoming(int64_t panel, int64_t depth, int64_t kc, int64_t tiles) const {
+    constexpr int64_t kAhead = 4096;
     const MatrixRef& m = right_.matrix;
+    const auto* data = static_cast<const char*>(m.data);
     const int64_t size = m.dtype == DType::f32 ? 4 : 2;
-    if (!m.data || panel * kTileCols >= n_) return {};
-    if (right_.packed)
-      return {
-          static_cast<const char*>(m.data) + (panel * padded_depth() + depth) * kTileCols * size, 1,
-          0, divide_up(kc, 2) * 2 * kTileCols * size};
-    const char* first = static_cast<const char*>(m.data) +
-                        (depth * m.row_stride + panel * kTileCols * m.col_stride) * size;
-    const int64_t lines = least(kTileCols, n_ - panel * kTileCols);
+    const int64_t pad = m.dtype == DType::bf16 ? k_ % 2 : 0;
+    const auto packed = [&](int64_t of) { return data + (of * (k_ + pad) + depth) * kTileCols * size; };
+    if (!data) return {};
+    if (right_.packed && tiles == 1)
+      return {packed(panel) + kAhead, 1, 0, kc * kTileCols * size};
+    const int64_t next = (panel + 1) * kTileCols, lines = least(kTileCols, n_ - next);
+    if (lines <= 0) return {};
+    if (right_.packed) return {packed(panel + 1), 1, 0, kc * kTileCols * size};
+    const char* first = data + (depth * m.row_stride + next * m.col_stride) * size;
     if (m.row_stride == 1) return {first, lines, m.col_stride * size, kc * size};
     if (m.col_stride == 1) return {first, kc, m.row_stride * size, lines * size};
     return {};
   }
 
  private:
-  int64_t padded_depth() const {
-    return right_.matrix.dtype == DType::bf16 ? divide_up(k_, 2) * 2 : k_;
-  }
-
   template <class T>
   const Word* packed_now(int64_t panel, int64_t depth, int64_t kc, Word* room) const {
     if constexpr (std::is_same_v<Word, float> || std::is_same_v<T, bf16>) {
@@ -215,10 +216,10 @@ class Blocked {
   // Calls f(t, run) for every tile t; run(from, to) multiplies it.
   template <class F>
   void each_tile(const Strips<Word>& strips, int64_t panel, F&& f) {
-    upcoming_ = strips.upcoming(panel + 1, depth_, kc_);
-    upcoming_.spread_over(tiles_ * (words(kc_) / kWordsPerTurn));
+    upcoming_ = strips.upcoming(panel, depth_, kc_, tiles_);
     const auto with = [&](const auto* b) {
       using B = std::remove_cvref_t<decltype(*b)>;
+      upcoming_.spread_over(tiles_ * (kc_ / kDepthOf<B> / kWordsPerTurn));
       for (int64_t t = 0; t < tiles_; ++t)
         f(t, [&](Sums from, Sums to) {
           run_tile<B>(tile_rows(t), block_ + t * stride_, b, from, to);
@@ -235,14 +236,23 @@ class Blocked {
     with(strips.strip(panel, depth_, kc_, room_));
   }
 
+  // One tile over the block's depth, chain by chain of sums.
   template <class B>
   void run_tile(int rows, const Word* a, const B* b, Sums from, Sums to) {
+    for (int64_t done = 0; done == 0 || done < kc_; done += plan_.chain, from = to) {
+      const int64_t depth = least(plan_.chain, kc_ - done);
+      run_chain(rows, divide_up(depth, kDepthOf<B>), a + done / kDepthOf<Word> * kTileRows,
+                b + done / kDepthOf<B> * kTileCols, from, to);
+    }
+  }
+
+  template <class B>
+  void run_chain(int rows, int64_t words, const Word* a, const B* b, Sums from, Sums to) {
     with_rows(rows, [&]<int ROWS>(Rows<ROWS>) {
       if (ROWS <= 3 && p_.m == ROWS)
-        tile<ROWS, kChainsOf<ROWS>>(divide_up(kc_, kDepthOf<B>), a, b, kTileCols, upcoming_, from,
-                                    to);
+        tile<ROWS, kChainsOf<ROWS>>(words, a, b, kTileCols, upcoming_, from, to);
       else
-        tile<ROWS, 1>(divide_up(kc_, kDepthOf<B>), a, b, kTileCols, upcoming_, from, to);
+        tile<ROWS, 1>(words, a, b, kTileCols, upcoming_, from, to);
     });
   }
 

@@ -27,6 +27,7 @@ struct GemmPlan {
   bool dot;  // too few rows to repay packing: dot products along k, nothing packed
   int row_threads, col_threads;
   int64_t mc, nc, kc;
+  int64_t chain;  // of k that is summed in registers before it is added to what there is
 };
 
 namespace plan_detail {
@@ -65,7 +66,9 @@ inline GemmPlan plan_gemm(const GemmShape& s, const TileShape& tile, const Cache
   plan.dot = s.lines_contiguous && s.m <= kMostDotRows;
 
   const int64_t k = most(s.k, 1);
-  plan.kc = divide_up(divide_up(k, divide_up(k, kDepth)), 2) * 2;  // even: bfloat16 goes in pairs
+  plan.chain = divide_up(divide_up(k, divide_up(k, kDepth)), 2) * 2;  // even: bfloat16 has pairs
+  // One tile of rows passes over panels once: they are best read from end to end.
+  plan.kc = s.packed && s.m <= tile.rows ? k : plan.chain;
   const int64_t rows_in_l2 = caches.l2 / 2 / (plan.kc * 4);
   plan.mc = most(rows_in_l2 / tile.rows, 1) * tile.rows;
 
