@@ -11,7 +11,9 @@ TARGETS = [name for name, usable in _host.targets().items() if usable]
 # Around the tile's edges of every target, more rows than the dot path takes, and no depth at all.
 SHAPES = [
     (1, 1, 1),
+    (2, 600, 900),
     (3, 17, 33),
+    (4, 70, 900),
     (13, 31, 5),
     (17, 33, 64),
     (29, 65, 70),
@@ -49,13 +51,15 @@ def test_products_of_every_layout(target: str, m: int, n: int, k: int) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_threads_do_not_change_bits(target: str) -> None:
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 13, 61])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_threads_do_not_change_bits(target: str, rows: int, order: str) -> None:
     rng = np.random.default_rng(0)
-    a = rng.standard_normal((61, 1700), dtype=np.float32)
-    b = rng.standard_normal((1700, 130), dtype=np.float32)
+    a = rng.standard_normal((rows, 1700), dtype=np.float32)
+    b = np.asarray(rng.standard_normal((1700, 130), dtype=np.float32), order=order)
     outs = []
     for threads in (1, 2, 3, 4, 6):
-        out = np.empty((61, 130), dtype=np.float32)
+        out = np.empty((rows, 130), dtype=np.float32)
         _host.gemm(target, a, b, out, threads=threads)
         outs.append(out)
     for other in outs[1:]:
@@ -72,33 +76,42 @@ def test_column_sum(target: str) -> None:
     assert np.all(np.abs(out - exact) <= 37 * 2.0**-24 * np.abs(a).sum(0))
 
 
+TILES = {"tile_rows": 6, "tile_cols": 16, "l1": 32 << 10, "l2": 512 << 10, "l3": 16 << 20}
+
+
+@pytest.mark.parametrize("right", ["packed", "columns", "rows", "strided"])
 @pytest.mark.parametrize("threads", [1, 2, 3, 64])
 @pytest.mark.parametrize("shape", [(1, 1, 0), (5, 3072, 768), (2048, 2048, 2048), (7, 200_000, 64)])
-def test_plan_stays_within_the_caches(shape: tuple[int, int, int], threads: int) -> None:
+def test_plan_stays_within_the_caches(
+    shape: tuple[int, int, int], threads: int, right: str
+) -> None:
     m, n, k = shape
-    plan = _host.gemm_plan(
-        m,
-        n,
-        k,
-        False,
-        False,
-        tile_rows=6,
-        tile_cols=16,
-        l1=32 << 10,
-        l2=512 << 10,
-        l3=16 << 20,
-        threads=threads,
-    )
+    plan = _host.gemm_plan(m, n, k, right, threads=threads, **TILES)
     assert plan["row_threads"] * plan["col_threads"] == threads
     assert plan["mc"] % 6 == 0
     assert plan["nc"] % 16 == 0
     assert plan["mc"] == 6 or plan["mc"] * plan["kc"] * 4 <= 256 << 10
-    assert -(-max(k, 1) // plan["kc"]) == -(-max(k, 1) // 384)
-    assert not plan["dot"]
+    assert plan["chain"] <= 384
+    if plan["kc"] < k:  # sums wait for the next block of k
+        assert plan["mc"] * plan["nc"] * 4 <= 2 << 20
 
 
-def test_few_rows_of_contiguous_lines_are_dot_products() -> None:
-    facts = {"tile_rows": 6, "tile_cols": 16, "l1": 1 << 15, "l2": 1 << 19, "l3": 1 << 24}
-    plan = _host.gemm_plan(4, 3072, 768, False, True, threads=8, **facts)
-    assert plan["dot"]
-    assert plan["col_threads"] == 8
+def test_few_rows_are_not_packed() -> None:
+    def method(rows: int, right: str) -> str:
+        return _host.gemm_plan(rows, 3072, 768, right, threads=8, **TILES)["method"]
+
+    assert method(4, "columns") == "dot"
+    assert method(4, "rows") == "axpy"
+    assert {method(4, right) for right in ("packed", "strided")} == {"blocked"}
+    assert {method(512, right) for right in ("columns", "rows")} == {"blocked"}
+
+
+@pytest.mark.parametrize("right", ["packed", "columns", "rows", "strided"])
+@pytest.mark.parametrize("shape", [(3, 70, 900), (7, 70, 900), (61, 3072, 5000)])
+def test_the_order_of_sums_is_the_same_for_any_thread_count(
+    shape: tuple[int, int, int], right: str
+) -> None:
+    plans = [_host.gemm_plan(*shape, right, threads=n, **TILES) for n in (1, 2, 3, 8, 96)]
+    assert len({(plan["method"], plan["kc"], plan["chain"]) for plan in plans}) == 1
+    if shape[0] <= 6:  # low tiles sum in several chains, so nobody may make a tile lower
+        assert {plan["row_threads"] for plan in plans} == {1}

@@ -71,10 +71,11 @@ class Strips {
     const auto* data = static_cast<const char*>(m.data);
     const int64_t size = m.dtype == DType::f32 ? 4 : 2;
     const int64_t pad = m.dtype == DType::bf16 ? k_ % 2 : 0;
-    const auto packed = [&](int64_t of) { return data + (of * (k_ + pad) + depth) * kTileCols * size; };
+    const auto packed = [&](int64_t of) {
+      return data + (of * (k_ + pad) + depth) * kTileCols * size;
+    };
     if (!data) return {};
-    if (right_.packed && tiles == 1)
-      return {packed(panel) + kAhead, 1, 0, kc * kTileCols * size};
+    if (right_.packed && tiles == 1) return {packed(panel) + kAhead, 1, 0, kc * kTileCols * size};
     const int64_t next = (panel + 1) * kTileCols, lines = least(kTileCols, n_ - next);
     if (lines <= 0) return {};
     if (right_.packed) return {packed(panel + 1), 1, 0, kc * kTileCols * size};

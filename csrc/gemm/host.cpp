@@ -73,13 +73,24 @@ void column_sum(const std::string& target, py::array a, py::array out, int threa
   });
 }
 
-py::dict plan(int64_t m, int64_t n, int64_t k, bool packed, bool lines_contiguous, int tile_rows,
+// By the names of plan.h.
+Layout parse_layout(const std::string& name) {
+  constexpr const char* kNames[] = {"packed", "columns", "rows", "strided"};
+  for (int i = 0; i < 4; ++i)
+    if (name == kNames[i]) return static_cast<Layout>(i);
+  throw std::invalid_argument("gemm_plan: right must be packed, columns, rows or strided, got '" +
+                              name + "'");
+}
+
+py::dict plan(int64_t m, int64_t n, int64_t k, const std::string& right, int tile_rows,
               int tile_cols, int64_t l1, int64_t l2, int64_t l3, int threads) {
-  const GemmPlan p = plan_gemm({m, n, k, packed, lines_contiguous}, {tile_rows, tile_cols},
+  constexpr const char* kMethods[] = {"blocked", "dot", "axpy"};
+  const GemmPlan p = plan_gemm({m, n, k, parse_layout(right)}, {tile_rows, tile_cols},
                                Caches{l1, l2, l3}, threads);
-  return py::dict(py::arg("dot") = p.dot, py::arg("row_threads") = p.row_threads,
-                  py::arg("col_threads") = p.col_threads, py::arg("mc") = p.mc,
-                  py::arg("nc") = p.nc, py::arg("kc") = p.kc);
+  return py::dict(py::arg("method") = kMethods[static_cast<int>(p.method)],
+                  py::arg("row_threads") = p.row_threads, py::arg("col_threads") = p.col_threads,
+                  py::arg("mc") = p.mc, py::arg("nc") = p.nc, py::arg("kc") = p.kc,
+                  py::arg("chain") = p.chain);
 }
 
 }  // namespace
@@ -95,15 +106,15 @@ void bind_gemm(py::module_& m) {
         "out [m,n] = activation(a [m,k] · b [k,n] + bias) + residual, or with `gate` "
         "activation(a · gate + gate_bias) · (a · b + bias). b and gate may be panels "
         "[panels, k, panel_width] from pack_panels.");
-  m.def("pack_panels", pack_panels, py::arg("target"), py::arg("b"), py::arg("panels"),
-        py::arg("threads") = 1,
-        "Packs b [k,n] into panels [ceil(n / panel_width), k, panel_width]; k is even in bfloat16.");
+  m.def(
+      "pack_panels", pack_panels, py::arg("target"), py::arg("b"), py::arg("panels"),
+      py::arg("threads") = 1,
+      "Packs b [k,n] into panels [ceil(n / panel_width), k, panel_width]; k is even in bfloat16.");
   m.def("column_sum", column_sum, py::arg("target"), py::arg("a"), py::arg("out"),
         py::arg("threads") = 1, "out [n] = the sum of the rows of a [m,n].");
-  m.def("gemm_plan", plan, py::arg("m"), py::arg("n"), py::arg("k"), py::arg("packed"),
-        py::arg("lines_contiguous"), py::arg("tile_rows"), py::arg("tile_cols"), py::arg("l1"),
-        py::arg("l2"), py::arg("l3"), py::arg("threads"),
-        "How a product is cut into blocks and among threads.");
+  m.def("gemm_plan", plan, py::arg("m"), py::arg("n"), py::arg("k"), py::arg("right"),
+        py::arg("tile_rows"), py::arg("tile_cols"), py::arg("l1"), py::arg("l2"), py::arg("l3"),
+        py::arg("threads"), "How a product is cut into blocks and among threads.");
 }
 
 }  // namespace lanewise

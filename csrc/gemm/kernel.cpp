@@ -3,6 +3,7 @@
 #include "dispatch/cpu.h"
 #include "dispatch/parallel.h"
 #include "dispatch/scratch.h"
+#include "gemm/axpy.h"
 #include "gemm/blocked.h"
 #include "gemm/dot.h"
 
@@ -44,7 +45,57 @@ typename DotStep<T>::Word* arrange_rows(const GemmParams& p) {
   return x;
 }
 
-bool lines_contiguous(const RightRef& b) { return !b.packed && b.matrix.row_stride == 1; }
+// Few rows of float32 x [m][k], and a right operand whose rows are added up.
+void multiply_axpy(const GemmParams& p, const GemmPlan& plan, const float* x, Share columns) {
+  const int rows = static_cast<int>(p.m);
+  const int64_t ld = axpy_cols(p.m), size = p.m * ld;
+  float* sums = scratch_of<float>(Scratch::tile, 3 * size);
+  float* gate_sums = p.gated ? sums + size : nullptr;
+  const auto products = [&](const MatrixRef& b, int64_t col, int64_t cols, float* to) {
+    with_dtype(b.dtype, [&](auto element) {
+      axpy_products(p.k, plan.chain, rows, x, p.k, at<decltype(element)>(b, 0, col), b.row_stride,
+                    cols, sums + 2 * size, to, ld);
+    });
+  };
+  for (int64_t col = columns.begin; col < columns.end; col += ld) {
+    const int64_t cols = least(ld, columns.end - col);
+    products(p.b.matrix, col, cols, sums);
+    if (gate_sums) products(p.gate.matrix, col, cols, gate_sums);
+    for (int64_t c = 0; c < cols; c += kTileCols) {
+      const int width = static_cast<int>(least(kTileCols, cols - c));
+      finish_tile(p, sums + c, gate_sums ? gate_sums + c : nullptr, ld,
+                  PanelBias(p.bias, col + c, width), PanelBias(p.gate_bias, col + c, width),
+                  {.row = 0, .col = col + c, .rows = rows, .cols = width});
+    }
+  }
+}
+
+// All rows of x, in float32.
+float* widen_rows(const GemmParams& p) {
+  float* x = scratch_of<float>(Scratch::shared_panels, p.m * p.k + kLanes);
+  with_dtype(p.a.dtype, [&](auto element) {
+    using T = decltype(element);
+    for (int64_t r = 0; r < p.m; ++r)
+      if (p.a.col_stride == 1)
+        convert_row(at<T>(p.a, r, 0), x + r * p.k, p.k);
+      else
+        for (int64_t i = 0; i < p.k; ++i) x[r * p.k + i] = to_float(*at<T>(p.a, r, i));
+  });
+  return x;
+}
+
+Layout layout_of(const RightRef& b) {
+  if (b.packed) return Layout::packed;
+  if (b.matrix.row_stride == 1) return Layout::columns;
+  return b.matrix.col_stride == 1 ? Layout::rows : Layout::strided;
+}
+
+// What both right operands have in common. Dot products multiply like with like.
+Layout layout_of(const GemmParams& p) {
+  const Layout right = layout_of(p.b);
+  if (p.gated && layout_of(p.gate) != right) return Layout::strided;
+  return right == Layout::columns && p.a.dtype != p.b.matrix.dtype ? Layout::strided : right;
+}
 
 // Whether the machine multiplies what both operands hold.
 bool multiplies_pairs(const GemmParams& p) {
@@ -58,15 +109,14 @@ constexpr int64_t kSerialWork = 1 << 16;
 void multiply(const GemmParams& p, int threads) {
   const double work = static_cast<double>(p.m) * p.n * p.k;
   if (work < kSerialWork || in_parallel()) threads = 1;
-  const GemmShape shape = {.m = p.m,
-                           .n = p.n,
-                           .k = p.k,
-                           .packed = p.b.packed,
-                           .lines_contiguous = lines_contiguous(p.b) &&
-                                               (!p.gated || lines_contiguous(p.gate)) &&
-                                               p.a.dtype == p.b.matrix.dtype};
+  const GemmShape shape = {.m = p.m, .n = p.n, .k = p.k, .right = layout_of(p)};
   const TileShape tile = {kTileRows, kTileCols};
-  if (plan_gemm(shape, tile, caches(), threads).dot) {
+  const GemmPlan first = plan_gemm(shape, tile, caches(), threads);
+  if (first.method == Method::axpy) {
+    const float* x = widen_rows(p);
+    return parallel(threads, [&](int t, int n) { multiply_axpy(p, first, x, Share(p.n, t, n)); });
+  }
+  if (first.method == Method::dot) {
     return with_dtype(p.a.dtype, [&](auto element) {
       using T = decltype(element);
       const auto* x = arrange_rows<T>(p);
@@ -74,7 +124,7 @@ void multiply(const GemmParams& p, int threads) {
     });
   }
   parallel(threads, [&](int t, int n) {
-    const GemmPlan plan = plan_gemm(shape, tile, caches(), n);
+    const GemmPlan plan = n == threads ? first : plan_gemm(shape, tile, caches(), n);
     const Share rows(p.m, t % plan.row_threads, plan.row_threads);
     const Share panels(divide_up(p.n, kTileCols), t / plan.row_threads, plan.col_threads);
     if constexpr (kMultipliesPairs)

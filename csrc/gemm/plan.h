@@ -13,18 +13,24 @@
 
 namespace lanewise {
 
+// How the right operand lies in memory: panels of pack_weight, or a matrix that is contiguous in k
+// (as weights of nn.Linear are), along n, or neither.
+enum class Layout : int { packed, columns, rows, strided };
+
 struct GemmShape {
   int64_t m, n, k;
-  bool packed;            // the right operand is panels already
-  bool lines_contiguous;  // it is not, and is contiguous in k, as weights are
+  Layout right;
 };
 
 struct TileShape {
   int rows, cols;
 };
 
+// Few rows do not repay packing: dot products along k, or sums of scaled rows.
+enum class Method : int { blocked, dot, axpy };
+
 struct GemmPlan {
-  bool dot;  // too few rows to repay packing: dot products along k, nothing packed
+  Method method;
   int row_threads, col_threads;
   int64_t mc, nc, kc;
   int64_t chain;  // of k that is summed in registers before it is added to what there is
@@ -39,6 +45,8 @@ inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 // Rows up to which dot products beat packing B first (measured at 3072 × 768: equal from 16 rows
 // on at 16 registers, up to 32 at 32).
 inline constexpr int64_t kMostDotRows = 24;
+// Rows up to which sums of scaled rows do: each is loaded and stored for every four k.
+inline constexpr int64_t kMostAxpyRows = 4;
 // A panel of B of this depth and a tile of A lie in L1 together at 16 columns (AVX2), and stream
 // from L2 at 32. Deeper panels save passes over the sums; shallower ones make shorter chains, whose
 // rounding errors grow with the depth.
@@ -53,7 +61,8 @@ inline double grid_cost(const GemmShape& s, const TileShape& tile, int64_t mc, i
   const double tiles = static_cast<double>(divide_up(divide_up(s.m, tile.rows), rows));
   const double panels = static_cast<double>(divide_up(divide_up(s.n, tile.cols), cols));
   const double passes = static_cast<double>(divide_up(divide_up(s.m, rows), mc));
-  const double columns = s.packed ? 0.0 : panels * tile.cols * passes * kPackColumn;
+  const double columns =
+      s.right == Layout::packed ? 0.0 : panels * tile.cols * passes * kPackColumn;
   return tiles * panels * tile.rows * tile.cols + columns + tiles * tile.rows * kPackRow;
 }
 
@@ -63,18 +72,19 @@ inline GemmPlan plan_gemm(const GemmShape& s, const TileShape& tile, const Cache
                           int threads) {
   using namespace plan_detail;
   GemmPlan plan{};
-  plan.dot = s.lines_contiguous && s.m <= kMostDotRows;
+  if (s.right == Layout::columns && s.m <= kMostDotRows) plan.method = Method::dot;
+  if (s.right == Layout::rows && s.m <= kMostAxpyRows) plan.method = Method::axpy;
 
   const int64_t k = most(s.k, 1);
   plan.chain = divide_up(divide_up(k, divide_up(k, kDepth)), 2) * 2;  // even: bfloat16 has pairs
   // One tile of rows passes over panels once: they are best read from end to end.
-  plan.kc = s.packed && s.m <= tile.rows ? k : plan.chain;
+  plan.kc = s.right == Layout::packed && s.m <= tile.rows ? k : plan.chain;
   const int64_t rows_in_l2 = caches.l2 / 2 / (plan.kc * 4);
   plan.mc = most(rows_in_l2 / tile.rows, 1) * tile.rows;
 
   plan.row_threads = 1;
   plan.col_threads = threads;
-  if (!plan.dot) {
+  if (plan.method == Method::blocked) {
     double least_cost = 0;
     for (int rows = 1; rows <= threads; ++rows) {
       if (threads % rows) continue;
