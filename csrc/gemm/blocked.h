@@ -38,6 +38,19 @@ class Strips {
  public:
   Strips(const RightRef& right, int64_t n, int64_t k) : right_(right), n_(n), k_(k) {}
 
+  // The distance of the rows of a panel where it can be read in place: a matrix of float32,
+  // contiguous along n and so small that its rows share few pages. 0 where it cannot.
+  int64_t stride_in_place(int64_t panel) const {
+    constexpr int64_t kSmall = 32 << 10;  // bytes
+    const MatrixRef& m = right_.matrix;
+    const bool fits = !right_.packed && m.dtype == DType::f32 && m.col_stride == 1 &&
+                      (panel + 1) * kTileCols <= n_ && k_ * m.row_stride * 4 <= kSmall;
+    return std::is_same_v<Word, float> && fits ? m.row_stride : 0;
+  }
+  const Word* in_place(int64_t panel, int64_t depth) const {
+    return at<Word>(right_.matrix, depth, panel * kTileCols);
+  }
+
   // Panel `panel` over depths [depth, depth + kc): where it lies, or packed or widened into `room`.
   const Word* strip(int64_t panel, int64_t depth, int64_t kc, Word* room) const {
     const Word* found = nullptr;
@@ -149,7 +162,7 @@ template <class Word>
 class Blocked {
  public:
   Blocked(const GemmParams& p, const GemmPlan& plan)
-      : p_(p), plan_(plan), b_(p.b, p.n, p.k), gate_(p.gate, p.n, p.k), cut_(plan.kc < p.k) {}
+      : p_(p), plan_(plan), b_(p.b, p.n, p.k), gate_(p.gate, p.n, p.k), cut_(plan.kc < p.k), rows_in_place_(reads_rows_in_place(p)) {}
 
   void multiply(Share rows, Share panels) {
     const int64_t step = plan_.nc / kTileCols;
@@ -177,7 +190,7 @@ class Blocked {
     for (int64_t depth = 0; depth == 0 || depth < p_.k; depth += plan_.kc) {
       depth_ = depth;
       kc_ = least(plan_.kc, p_.k - depth);
-      pack_rows(p_.a, row, count, height_, depth, kc_, stride_, block_);
+      if (!rows_in_place_) pack_rows(p_.a, row, count, height_, depth, kc_, stride_, block_);
       for (int64_t panel = panels.begin; panel < panels.end; ++panel)
         multiply_panel(panel, cut_ ? (panel - panels.begin) * tiles_ * kTileSize : 0);
     }
@@ -218,43 +231,59 @@ class Blocked {
   template <class F>
   void each_tile(const Strips<Word>& strips, int64_t panel, F&& f) {
     upcoming_ = strips.upcoming(panel, depth_, kc_, tiles_);
-    const auto with = [&](const auto* b) {
+    const auto with = [&](const auto* b, int64_t ldb) {
       using B = std::remove_cvref_t<decltype(*b)>;
       upcoming_.spread_over(tiles_ * (kc_ / kDepthOf<B> / kWordsPerTurn));
       for (int64_t t = 0; t < tiles_; ++t)
         f(t, [&](Sums from, Sums to) {
-          run_tile<B>(tile_rows(t), block_ + t * stride_, b, from, to);
+          if constexpr (std::is_same_v<B, float>)
+            if (rows_in_place_)
+              return run_tile(tile_rows(t),
+                              RowsInPlace{at<float>(p_.a, row_ + t * height_, depth_),
+                                          p_.a.row_stride},
+                              b, ldb, from, to);
+          run_tile(tile_rows(t), PackedRows<Word>{block_ + t * stride_}, b, ldb, from, to);
         });
     };
     // Widening costs as much as the loads of one tile; from the second tile on it is won back.
     const DType dtype = strips.dtype();
     if constexpr (std::is_same_v<Word, float>) {
       if (strips.packed() && tiles_ == 1 && dtype == DType::f16)
-        return with(strips.template panel_words<f16>(panel, depth_));
+        return with(strips.template panel_words<f16>(panel, depth_), kTileCols);
       if (strips.packed() && tiles_ == 1 && dtype == DType::bf16)
-        return with(strips.template panel_words<bf16x2>(panel, depth_));
+        return with(strips.template panel_words<bf16x2>(panel, depth_), kTileCols);
     }
-    with(strips.strip(panel, depth_, kc_, room_));
+    if (const int64_t ldb = strips.stride_in_place(panel))
+      return with(strips.in_place(panel, depth_), ldb);
+    with(strips.strip(panel, depth_, kc_, room_), kTileCols);
   }
 
   // One tile over the block's depth, chain by chain of sums.
-  template <class B>
-  void run_tile(int rows, const Word* a, const B* b, Sums from, Sums to) {
+  template <class A, class B>
+  void run_tile(int rows, A a, const B* b, int64_t ldb, Sums from, Sums to) {
     for (int64_t done = 0; done == 0 || done < kc_; done += plan_.chain, from = to) {
       const int64_t depth = least(plan_.chain, kc_ - done);
-      run_chain(rows, divide_up(depth, kDepthOf<B>), a + done / kDepthOf<Word> * kTileRows,
-                b + done / kDepthOf<B> * kTileCols, from, to);
+      run_chain(rows, divide_up(depth, kDepthOf<B>), a.from(done / kDepthOf<Word>),
+                b + done / kDepthOf<B> * ldb, ldb, from, to);
     }
   }
 
-  template <class B>
-  void run_chain(int rows, int64_t words, const Word* a, const B* b, Sums from, Sums to) {
+  template <class A, class B>
+  void run_chain(int rows, int64_t words, A a, const B* b, int64_t ldb, Sums from, Sums to) {
     with_rows(rows, [&]<int ROWS>(Rows<ROWS>) {
       if (ROWS <= 3 && p_.m == ROWS)
-        tile<ROWS, kChainsOf<ROWS>>(words, a, b, kTileCols, upcoming_, from, to);
+        tile<ROWS, kChainsOf<ROWS>>(words, a, b, ldb, upcoming_, from, to);
       else
-        tile<ROWS, 1>(words, a, b, kTileCols, upcoming_, from, to);
+        tile<ROWS, 1>(words, a, b, ldb, upcoming_, from, to);
     });
+  }
+
+  // Packing A costs as much as multiplying it with about one vector of columns.
+  static bool reads_rows_in_place(const GemmParams& p) {
+    constexpr int64_t kMostPanels = 8;
+    return std::is_same_v<Word, float> && p.a.dtype == DType::f32 && p.a.col_stride == 1 &&
+           p.n <= kMostPanels * kTileCols && p.b.matrix.dtype == DType::f32 &&
+           (!p.gated || p.gate.matrix.dtype == DType::f32);
   }
 
   const GemmParams& p_;
@@ -262,6 +291,7 @@ class Blocked {
   const Strips<Word> b_, gate_;
   Upcoming upcoming_;
   const bool cut_;  // k is, and sums wait for its next part
+  const bool rows_in_place_;
 
   int64_t row_ = 0, count_ = 0, tiles_ = 0, stride_ = 0, depth_ = 0, kc_ = 0;
   int height_ = 0;

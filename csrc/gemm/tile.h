@@ -15,17 +15,35 @@ inline constexpr int kTileRows = kRegisters == 32 ? 14 : 6;
 inline constexpr int kTileVectors = 2;
 inline constexpr int kTileCols = kTileVectors * kLanes;
 
+// Rows of A as a tile reads them, a word at a time: packed side by side, or where they lie.
+template <class Word>
+struct PackedRows {
+  using Element = Word;
+  const Word* data;
+  Word word(int row) const { return data[row]; }
+  void advance(int words) { data += words * kTileRows; }
+  PackedRows from(int64_t words) const { return {data + words * kTileRows}; }
+};
+struct RowsInPlace {
+  using Element = float;
+  const float* data;
+  int64_t stride;
+  float word(int row) const { return data[row * stride]; }
+  void advance(int words) { data += words; }
+  RowsInPlace from(int64_t words) const { return {data + words, stride}; }
+};
+
 // sums[r][:] += a[r] · b[:], over the k of one word of B. Where A is float32 and B pairs, a word of
 // B meets two of A, one after the other.
 template <int ROWS, class A, class B>
-LANEWISE_INLINE void multiply_word(const A* a, const B* b, f32v (&sums)[ROWS][kTileVectors]) {
+LANEWISE_INLINE void multiply_word(A& a, const B* b, f32v (&sums)[ROWS][kTileVectors]) {
   decltype(load(b)) bv[kTileVectors];
 #pragma GCC unroll 4
   for (int v = 0; v < kTileVectors; ++v) bv[v] = load(b + v * kLanes);
-  constexpr bool kTwo = kDepthOf<B> > kDepthOf<A>;
+  constexpr bool kTwo = kDepthOf<B> > kDepthOf<typename A::Element>;
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r) {
-    const auto av = broadcast(a[r]);
+    const auto av = broadcast(a.word(r));
 #pragma GCC unroll 4
     for (int v = 0; v < kTileVectors; ++v) {
       if constexpr (kTwo)
@@ -34,13 +52,16 @@ LANEWISE_INLINE void multiply_word(const A* a, const B* b, f32v (&sums)[ROWS][kT
         sums[r][v] = multiply_add(av, bv[v], sums[r][v]);
     }
   }
-  if constexpr (kTwo)
+  a.advance(1);
+  if constexpr (kTwo) {
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r) {
-      const auto av = broadcast(a[kTileRows + r]);
+      const auto av = broadcast(a.word(r));
 #pragma GCC unroll 4
       for (int v = 0; v < kTileVectors; ++v) sums[r][v] += av * widen_odd(bv[v]);
     }
+    a.advance(1);
+  }
 }
 
 // Memory that is needed next, fetched into L2 line by line while tiles multiply: its pieces are too
@@ -81,12 +102,11 @@ class Upcoming {
 // Words of B between two turns of what is fetched.
 inline constexpr int64_t kWordsPerTurn = 8;
 
-// acc[r][:] += Σ a[i·kTileRows + r] · b[i·ldb + :] over the words i of B. `a` is a packed panel.
+// acc[r][:] += Σ a[i][r] · b[i·ldb + :] over the words i of B.
 // CHAINS words at a time go into sums of their own: a few rows do not cover the FMA's latency.
 template <int ROWS, int CHAINS, class A, class B>
-LANEWISE_INLINE void multiply_tile(int64_t words, const A* a, const B* b, int64_t ldb,
+LANEWISE_INLINE void multiply_tile(int64_t words, A a, const B* b, int64_t ldb,
                                    Upcoming& upcoming, f32v (&acc)[ROWS][kTileVectors]) {
-  constexpr int kStepA = kTileRows * kDepthOf<B> / kDepthOf<A>;
   static_assert(kWordsPerTurn % CHAINS == 0);
   int64_t i = 0;
   f32v chains[CHAINS][ROWS][kTileVectors] = {};
@@ -95,7 +115,7 @@ LANEWISE_INLINE void multiply_tile(int64_t words, const A* a, const B* b, int64_
     const int64_t turn = i + kWordsPerTurn < words ? i + kWordsPerTurn : words;
     for (; i + CHAINS <= turn; i += CHAINS)
 #pragma GCC unroll 4
-      for (int c = 0; c < CHAINS; ++c, a += kStepA, b += ldb) multiply_word<ROWS>(a, b, chains[c]);
+      for (int c = 0; c < CHAINS; ++c, b += ldb) multiply_word<ROWS>(a, b, chains[c]);
   }
 #pragma GCC unroll 4
   for (int c = 0; c < CHAINS; ++c)
@@ -104,7 +124,7 @@ LANEWISE_INLINE void multiply_tile(int64_t words, const A* a, const B* b, int64_
 #pragma GCC unroll 4
       for (int v = 0; v < kTileVectors; ++v)
         acc[r][v] = c ? acc[r][v] + chains[c][r][v] : chains[c][r][v];
-  for (; i < words; ++i, a += kStepA, b += ldb) multiply_word<ROWS>(a, b, acc);
+  for (; i < words; ++i, b += ldb) multiply_word<ROWS>(a, b, acc);
 }
 
 // Chains of sums where the whole product has `ROWS` rows. (Never fewer rows of a higher product:
@@ -123,7 +143,7 @@ struct Sums {
 // to = from + a · b, whole tiles of kTileCols columns; `from.data` null is zero. What is there
 // already is added last: a sum of short sums errs less than one long chain.
 template <int ROWS, int CHAINS, class A, class B>
-void tile(int64_t words, const A* a, const B* b, int64_t ldb, Upcoming& upcoming, Sums from,
+void tile(int64_t words, A a, const B* b, int64_t ldb, Upcoming& upcoming, Sums from,
           Sums to) {
   f32v acc[ROWS][kTileVectors];
   multiply_tile<ROWS, CHAINS>(words, a, b, ldb, upcoming, acc);
