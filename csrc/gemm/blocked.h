@@ -164,7 +164,14 @@ class Blocked {
   Blocked(const GemmParams& p, const GemmPlan& plan)
       : p_(p), plan_(plan), b_(p.b, p.n, p.k), gate_(p.gate, p.n, p.k), cut_(plan.kc < p.k), rows_in_place_(reads_rows_in_place(p)) {}
 
-  void multiply(Share rows, Share panels) {
+  // `next`, where given, is multiplied after this: what its matrices span is fetched meanwhile.
+  void multiply(Share rows, Share panels, const GemmParams* next) {
+    if (next) {
+      const int64_t turns = divide_up(rows.end - rows.begin, kTileRows) *
+                            (panels.end - panels.begin) * words(p_.k) / kWordsPerTurn;
+      upcoming_.a = whole(next->a, p_.m, p_.k, turns);
+      upcoming_.b = whole(next->b.matrix, p_.k, p_.n, turns);
+    }
     const int64_t step = plan_.nc / kTileCols;
     for (int64_t q = panels.begin; q < panels.end; q += step)
       for (int64_t row = rows.begin; row < rows.end; row += plan_.mc)
@@ -173,6 +180,15 @@ class Blocked {
 
  private:
   static constexpr int64_t words(int64_t depth) { return divide_up(depth, kDepthOf<Word>); }
+
+  // A matrix that lies dense in memory, either way round.
+  static Upcoming whole(const MatrixRef& m, int64_t rows, int64_t cols, int64_t turns) {
+    const int64_t size = m.dtype == DType::f32 ? 4 : 2;
+    if (m.row_stride * m.col_stride != (m.col_stride == 1 ? cols : rows)) return {};
+    Upcoming all(m.data, 1, 0, rows * cols * size);
+    all.spread_over(turns);
+    return all;
+  }
 
   // The tiles of one block: their rows, where A is packed, and where their sums wait.
   void multiply_block(int64_t row, int64_t count, Share panels) {
@@ -230,10 +246,10 @@ class Blocked {
   // Calls f(t, run) for every tile t; run(from, to) multiplies it.
   template <class F>
   void each_tile(const Strips<Word>& strips, int64_t panel, F&& f) {
-    upcoming_ = strips.upcoming(panel, depth_, kc_, tiles_);
+    upcoming_.panel = strips.upcoming(panel, depth_, kc_, tiles_);
     const auto with = [&](const auto* b, int64_t ldb) {
       using B = std::remove_cvref_t<decltype(*b)>;
-      upcoming_.spread_over(tiles_ * (kc_ / kDepthOf<B> / kWordsPerTurn));
+      upcoming_.panel.spread_over(tiles_ * (kc_ / kDepthOf<B> / kWordsPerTurn));
       for (int64_t t = 0; t < tiles_; ++t)
         f(t, [&](Sums from, Sums to) {
           if constexpr (std::is_same_v<B, float>)
@@ -289,7 +305,7 @@ class Blocked {
   const GemmParams& p_;
   const GemmPlan& plan_;
   const Strips<Word> b_, gate_;
-  Upcoming upcoming_;
+  Fetches upcoming_;
   const bool cut_;  // k is, and sums wait for its next part
   const bool rows_in_place_;
 

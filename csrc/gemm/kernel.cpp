@@ -106,7 +106,7 @@ bool multiplies_pairs(const GemmParams& p) {
 // Multiply-adds below which a second thread costs more than it brings.
 constexpr int64_t kSerialWork = 1 << 16;
 
-void multiply(const GemmParams& p, int threads) {
+void multiply(const GemmParams& p, int threads, const GemmParams* next = nullptr) {
   const double work = static_cast<double>(p.m) * p.n * p.k;
   if (work < kSerialWork || in_parallel()) threads = 1;
   const GemmShape shape = {.m = p.m, .n = p.n, .k = p.k, .right = layout_of(p)};
@@ -128,8 +128,8 @@ void multiply(const GemmParams& p, int threads) {
     const Share rows(p.m, t % plan.row_threads, plan.row_threads);
     const Share panels(divide_up(p.n, kTileCols), t / plan.row_threads, plan.col_threads);
     if constexpr (kMultipliesPairs)
-      if (multiplies_pairs(p)) return Blocked<bf16x2>(p, plan).multiply(rows, panels);
-    Blocked<float>(p, plan).multiply(rows, panels);
+      if (multiplies_pairs(p)) return Blocked<bf16x2>(p, plan).multiply(rows, panels, next);
+    Blocked<float>(p, plan).multiply(rows, panels, next);
   });
 }
 
@@ -155,7 +155,12 @@ void gemm(const GemmParams& p) {
   const bool whole = p.batch % p.threads == 0 || p.batch >= 8 * p.threads;
   if (whole)
     return parallel_ranges(p.batch, 1, p.threads, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) multiply(member(p, i), 1);
+      GemmParams now = member(p, begin);
+      for (int64_t i = begin; i < end; ++i) {
+        const GemmParams next = member(p, i + 1 < end ? i + 1 : i);
+        multiply(now, 1, i + 1 < end ? &next : nullptr);
+        now = next;
+      }
     });
   for (int64_t i = 0; i < p.batch; ++i) multiply(member(p, i), p.threads);
 }

@@ -99,6 +99,16 @@ class Upcoming {
   int64_t pieces_ = 0, stride_ = 0, bytes_ = 0, each_turn_ = 0;
 };
 
+// What a tile fetches: the panel that comes next, and the operands of the product after this one.
+struct Fetches {
+  Upcoming panel, a, b;
+  LANEWISE_INLINE void fetch() {
+    panel.fetch();
+    a.fetch();
+    b.fetch();
+  }
+};
+
 // Words of B between two turns of what is fetched.
 inline constexpr int64_t kWordsPerTurn = 8;
 
@@ -106,7 +116,7 @@ inline constexpr int64_t kWordsPerTurn = 8;
 // CHAINS words at a time go into sums of their own: a few rows do not cover the FMA's latency.
 template <int ROWS, int CHAINS, class A, class B>
 LANEWISE_INLINE void multiply_tile(int64_t words, A a, const B* b, int64_t ldb,
-                                   Upcoming& upcoming, f32v (&acc)[ROWS][kTileVectors]) {
+                                   Fetches& upcoming, f32v (&acc)[ROWS][kTileVectors]) {
   static_assert(kWordsPerTurn % CHAINS == 0);
   int64_t i = 0;
   f32v chains[CHAINS][ROWS][kTileVectors] = {};
@@ -143,7 +153,7 @@ struct Sums {
 // to = from + a · b, whole tiles of kTileCols columns; `from.data` null is zero. What is there
 // already is added last: a sum of short sums errs less than one long chain.
 template <int ROWS, int CHAINS, class A, class B>
-void tile(int64_t words, A a, const B* b, int64_t ldb, Upcoming& upcoming, Sums from,
+void tile(int64_t words, A a, const B* b, int64_t ldb, Fetches& upcoming, Sums from,
           Sums to) {
   f32v acc[ROWS][kTileVectors];
   multiply_tile<ROWS, CHAINS>(words, a, b, ldb, upcoming, acc);
