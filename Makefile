@@ -36,7 +36,12 @@ lint: $(VENV)/installed
 	@$(PY) -m mypy
 	@$(VENV)/bin/clang-format --dry-run -Werror $(CXX_SOURCES)
 
-bench: build
+# Plots need it, and nothing else does.
+$(VENV)/matplotlib: $(VENV)/torch
+	$(PIP) install matplotlib
+	@touch $@
+
+bench: build $(VENV)/matplotlib
 	@$(PY) -m bench
 
 wheel: build

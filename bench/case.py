@@ -2,30 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
+
+Side = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Task:
+    """The work itself, whoever does it."""
+
+    work: str  # the op and its shape
+    dtype: torch.dtype
+    flops: float  # multiplications and additions that cannot be avoided
+    bytes: float  # read or written at least once
+    series: str = ""  # in a sweep: the curve that this is a point of,
+    rows: int = 0  # and where on it
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype as tables print it."""
+        return str(self.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
 class Case:
-    """The same work done by lanewise and by torch."""
+    """The same task done by lanewise, in one way or several, and by its peers."""
 
-    work: str  # the op and its shape
-    dtype: torch.dtype
-    ours: Callable[[], object]
-    torchs: Callable[[], object]
-    flops: float  # multiplications and additions that cannot be avoided
-    bytes: float  # read or written at least once
+    task: Task
+    ours: Mapping[str, Side]  # by what sets a way apart: "" where nothing does, "packed", …
+    peers: Mapping[str, Side]  # "torch", "numpy"
+    reference: Side  # the right result, in float32 or float64
+    references: Mapping[str, Side] = field(default_factory=dict)  # of sides that add to the task
     gradient: bool = False  # whether the sides run a backward pass
 
 
 @dataclass(frozen=True)
 class Result:
-    """Best times of a case, in seconds."""
+    """The best time of each side; a side that computes something else has none."""
 
-    family: str
-    case: Case
-    ours: float
-    torchs: float
+    section: str
+    task: Task
+    ways: tuple[str, ...]  # of lanewise
+    peers: tuple[str, ...]
+    seconds: Mapping[str, float]
+    wrong: Mapping[str, str]  # what is wrong with a side
+
+    def ratio(self, way: str, peer: str) -> float | None:
+        """How many times as fast as a peer one of our ways is."""
+        if way not in self.seconds or peer not in self.seconds:
+            return None
+        return self.seconds[peer] / self.seconds[way]
+
+    def label(self, way: str) -> str:
+        """The work and the way that it was done."""
+        return f"{self.task.work}, {way}" if way else self.task.work
+
+    def side_name(self, side: str) -> str:
+        """Who it is, and in which way."""
+        return side if side in self.peers else f"lanewise {side}".strip()

@@ -2,42 +2,77 @@
 
 from __future__ import annotations
 
-from bench.case import Case
+import statistics
+
+from bench.case import Task
 from lanewise import _host
 
 # Long enough to reach full clock, short enough to be repeated beside every case.
-PROBE_SECONDS = 0.05
-# Less would measure the opening of a parallel region.
-SMALLEST, LARGEST = 2 << 20, 256 << 20
+PROBE_SECONDS = 0.01
+# Less would measure the opening of a parallel region; more than this comes from memory anyway.
+SMALLEST = 2 << 20
+LARGEST = max(256 << 20, 1 << (2 * _host.cache_sizes()["l3"]).bit_length())
 
 
 class Limits:
     """The best rate of fused multiply-adds and of reading that any sample of this run has seen.
 
     The multiply-adds are float32, which is what every dtype is computed in. Reading is measured
-    over as many bytes as the case touches, rounded up to a power of two: what fits a cache is
+    over as many bytes as the task touches, rounded up to a power of two: what fits a cache is
     held against that cache.
     """
 
     def __init__(self, threads: int) -> None:
-        self._target = _host.isa()
-        self._threads = threads
-        self.flops = 0.0  # per second
+        self.target = _host.isa()
+        self.threads = threads
         self.bandwidth: dict[int, float] = {}  # bytes per second, by bytes read
+        self._rates: list[float] = []
 
-    def sample(self, case: Case) -> None:
+    @property
+    def flops(self) -> float:
+        """Multiplications and additions per second."""
+        return max(self._rates)
+
+    def sample(self, task: Task) -> None:
         """Measures both limits once more; called right after a case, to meet the same machine."""
-        gigaflops = _host.fma_rate(self._target, self._threads, PROBE_SECONDS)
-        self.flops = max(self.flops, gigaflops * 1e9)
-        size = _probe_size(case.bytes)
-        gigabytes = _host.read_bandwidth(self._target, self._threads, size, PROBE_SECONDS)
+        self._rates.append(1e9 * _host.fma_rate(self.target, self.threads, PROBE_SECONDS))
+        size = _probe_size(task.bytes)
+        gigabytes = _host.read_bandwidth(self.target, self.threads, size, PROBE_SECONDS)
         self.bandwidth[size] = max(self.bandwidth.get(size, 0.0), gigabytes * 1e9)
 
-    def binding(self, case: Case) -> tuple[str, float]:
-        """Which limit binds a case, and the seconds that it asks for."""
-        computing = case.flops / self.flops
-        moving = case.bytes / self.bandwidth[_probe_size(case.bytes)]
+    def binding(self, task: Task) -> tuple[str, float]:
+        """Which limit binds a task, and the seconds that it asks for."""
+        computing = task.flops / self.flops
+        moving = task.bytes / self.bandwidth[_probe_size(task.bytes)]
         return ("compute", computing) if computing > moving else ("bytes", moving)
+
+    def scaling(self) -> float:
+        """How many times as fast as one thread all of them multiply: what a kernel can gain."""
+        rates = {self.threads: 0.0, 1: 0.0}
+        for _ in range(5):
+            for threads in rates:
+                rate = _host.fma_rate(self.target, threads, PROBE_SECONDS)
+                rates[threads] = max(rates[threads], rate)
+        return rates[self.threads] / rates[1]
+
+    def facts(self) -> list[tuple[str, str]]:
+        """The limits, and how much the machine moved under the run."""
+        best, middle, least = (
+            f"{rate / 1e9:.0f}"
+            for rate in (self.flops, statistics.median(self._rates), min(self._rates))
+        )
+        reading = ", ".join(
+            f"{rate / 1e9:.0f} GB/s over {size / 2**20:g} MiB"
+            for size, rate in sorted(self.bandwidth.items())
+        )
+        return [
+            (
+                "multiply-adds",
+                f"{best} GFLOP/s, the best of {len(self._rates)} samples "
+                f"(median {middle}, least {least})",
+            ),
+            ("reading", reading),
+        ]
 
 
 def _probe_size(size: float) -> int:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 
 import torch
 
 import lanewise
-from bench.case import Case
-
-
-def cases() -> Iterator[Case]:
-    """Heads × tokens × head size."""
-    yield _rope(32, 2048, 128, torch.float32)
-    yield _rope(32, 2048, 128, torch.bfloat16)
+from bench.case import Case, Task
+from bench.section import Section
 
 
 def _rope(heads: int, tokens: int, dim: int, dtype: torch.dtype) -> Case:
@@ -26,11 +21,30 @@ def _rope(heads: int, tokens: int, dim: int, dtype: torch.dtype) -> Case:
         first, second = x.chunk(2, dim=-1)
         return x * wide_cos + torch.cat((-second, first), -1) * wide_sin
 
+    def reference() -> torch.Tensor:
+        first, second = x.double().chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+
     return Case(
-        f"rope {heads}×{tokens}×{dim}",
-        dtype,
-        lambda: lanewise.rope(x, cos, sin),
-        torchs,
-        flops=3 * x.numel(),
-        bytes=2 * x.nbytes + cos.nbytes + sin.nbytes,
+        Task(
+            f"rope {heads}×{tokens}×{dim}",
+            dtype,
+            flops=3 * x.numel(),
+            bytes=2 * x.nbytes + cos.nbytes + sin.nbytes,
+        ),
+        ours={"": lambda: lanewise.rope(x, cos, sin)},
+        peers={"torch": torchs},
+        reference=reference,
     )
+
+
+# Heads × tokens × head size.
+SECTIONS = (
+    Section(
+        "rope",
+        [
+            partial(_rope, 32, 2048, 128, torch.float32),
+            partial(_rope, 32, 2048, 128, torch.bfloat16),
+        ],
+    ),
+)

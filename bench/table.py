@@ -1,60 +1,89 @@
-"""Results as a table for the terminal, for a page and for a program."""
+"""Results as tables for the terminal and for a page."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from bench.case import Result
 from bench.limits import Limits
 
-COLUMNS = ("work", "dtype", "lanewise", "of the limit", "× torch")
+PEER_NAMES = {"torch": "torch", "numpy": "NumPy"}
+WRONG = "wrong"
 
 
-def cells(result: Result, limits: Limits) -> tuple[str, ...]:
-    """One row of the table, as text."""
-    limit, seconds = limits.binding(result.case)
-    return (
-        result.case.work,
-        str(result.case.dtype).removeprefix("torch."),
-        f"{result.ours * 1e3:.3g} ms",
-        f"{seconds / result.ours:.0%} ({limit})",
-        f"{result.torchs / result.ours:.2f}",
-    )
+def build(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> Table:
+    """A table whose first columns are texts and whose others are numbers."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < texts else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
-def show(results: Sequence[Result], limits: Limits) -> None:
-    """Prints one table per family."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)  # a file has no width
-    for family in dict.fromkeys(result.family for result in results):
-        table = Table(title=family, title_justify="left")
-        for column in COLUMNS:
-            table.add_column(column, justify="left" if column in COLUMNS[:2] else "right")
-        for result in results:
-            if result.family == family:
-                table.add_row(*cells(result, limits))
-        console.print(table)
+def comparison(results: Sequence[Result], limits: Limits) -> Iterator[Table]:
+    """Each way of lanewise beside its limit and its peers."""
+    peers = list(dict.fromkeys(peer for result in results for peer in result.peers))
+    columns = ["work", "dtype", "lanewise", "of the limit"]
+    columns += [f"× {PEER_NAMES[peer]}" for peer in peers]
+    rows = [
+        (
+            result.label(way),
+            result.task.dtype_name,
+            milliseconds(result, way),
+            share(result, way, limits),
+            *(ratio(result, way, peer) for peer in peers),
+        )
+        for result in results
+        for way in result.ways
+    ]
+    yield build(results[0].section, columns, rows, texts=2)
 
 
-def markdown(results: Sequence[Result], limits: Limits) -> str:
-    """The table as a page holds it."""
-    lines: list[tuple[str, ...]] = [COLUMNS, ("---", "---", "---:", "---:", "---:")]
-    lines += [cells(result, limits) for result in results]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def cells(result: Result, limits: Limits) -> dict[str, str]:
+    """By label, the share of the limit and the ratio to each peer in one cell."""
+    return {
+        result.label(way): " · ".join(
+            (
+                share(result, way, limits),
+                *(f"{ratio(result, way, peer)}× {PEER_NAMES[peer]}" for peer in result.peers),
+            )
+        )
+        for way in result.ways
+    }
 
 
-def save(results: Sequence[Result], limits: Limits, path: Path) -> None:
-    """Writes the unrounded numbers as comma-separated values."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("family", "work", "dtype", "limit", "limit_s", "lanewise_s", "torch_s"))
-        for r in results:
-            limit, seconds = limits.binding(r.case)
-            writer.writerow((r.family, r.case.work, r.case.dtype, limit, seconds, r.ours, r.torchs))
+def markdown(cells: Iterable[tuple[Result, dict[str, str]]]) -> str:
+    """A page's table: a line per label, a column per dtype."""
+    lines: dict[str, dict[str, str]] = defaultdict(dict)
+    for result, texts in cells:
+        for label, text in texts.items():
+            lines[label][result.task.dtype_name] = text
+    dtypes = list(dict.fromkeys(dtype for line in lines.values() for dtype in line))
+    rows = [("work", *dtypes), ("---", *("---:" for _ in dtypes))]
+    rows += [(label, *(line.get(dtype, "") for dtype in dtypes)) for label, line in lines.items()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def milliseconds(result: Result, side: str) -> str:
+    """The time of a side."""
+    return f"{result.seconds[side] * 1e3:.3g} ms" if side in result.seconds else WRONG
+
+
+def share(result: Result, side: str, limits: Limits) -> str:
+    """How much of the binding limit a side reaches, and which that is."""
+    if side not in result.seconds:
+        return WRONG
+    limit, seconds = limits.binding(result.task)
+    return f"{seconds / result.seconds[side]:.0%} {limit}"
+
+
+def ratio(result: Result, way: str, peer: str) -> str:
+    """How many times as fast as a peer; nothing where there is no such peer."""
+    if peer not in result.peers:
+        return ""
+    value = result.ratio(way, peer)
+    return WRONG if value is None else f"{value:.2f}"

@@ -1,43 +1,108 @@
-"""Times of two sides that take turns, with as many repetitions as their speed asks for."""
+"""Times of sides that take turns, with as many repetitions as their speed asks for."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 
-from bench.case import Case, Result
-from lanewise.cli.timing import alternate
+from bench.case import Case, Result, Side
+from bench.check import Checker
 
 # A sample shorter than this would measure the clock and the interpreter's own noise.
-SAMPLE_SECONDS = 0.01
-MIN_ROUNDS, MAX_ROUNDS = 5, 50
+SAMPLE_SECONDS = 0.005
+MIN_TURNS, MAX_TURNS = 2, 50
+# Some peers take a hundred times as long (torch's 16-bit gradients on a CPU without such
+# instructions): one call beside the warm-up tells enough, or the warm-up itself.
+SLOW_SECONDS, VERY_SLOW_SECONDS = 0.5, 1.0
+
+# NumPy's OpenBLAS has threads of its own, which spin for some 100 ms after a call: a linear layer
+# of 5 ms took 9 to 14 right after one and 5.3 after this rest and one call that does not count
+# (its threads sleep too, by then). The other way round it is the OpenMP threads of torch and
+# lanewise that spin, and NumPy took 16 ms instead of 10.
+OWN_THREADS = ("numpy",)
+REST_SECONDS = 0.15
+VISITS = 3
 
 
-def measure(family: str, case: Case, seconds: float) -> Result:
-    """Runs both sides of a case, alternating, for about `seconds`."""
-    sides = {"ours": case.ours, "torchs": case.torchs}
+def measure(section: str, case: Case, seconds: float, earlier: Result | None = None) -> Result:
+    """Checks the sides, then lets the right ones alternate, each for about `seconds`.
+
+    With a result of an earlier pass over the same case, whatever it found wrong or slow rests.
+    """
+    sides = {**case.ours, **case.peers}
+    best: dict[str, float] = {}
+    wrong: dict[str, str] = {}
     with torch.inference_mode(not case.gradient):
-        once = {name: _once(side) for name, side in sides.items()}
-        calls = {name: max(1, round(SAMPLE_SECONDS / once[name])) for name in sides}
-        a_round = sum(once[name] * calls[name] for name in sides)
-        rounds = min(max(int(seconds / a_round), MIN_ROUNDS), MAX_ROUNDS)
-        best = alternate({name: _repeated(sides[name], calls[name]) for name in sides}, rounds)
-    return Result(family, case, best["ours"] / calls["ours"], best["torchs"] / calls["torchs"])
+        if earlier is None:
+            best, wrong = _first_calls(case, sides)
+        else:
+            best, wrong = dict(earlier.seconds), dict(earlier.wrong)
+            for name in _below(SLOW_SECONDS, best):
+                sides[name]()
+        _alternate(sides, seconds, best, fresh=earlier is None)
+    return Result(section, case.task, tuple(case.ours), tuple(case.peers), best, wrong)
 
 
-def _once(side: Callable[[], object]) -> float:
-    """Seconds of one warm call, roughly."""
-    side()
+def _first_calls(case: Case, sides: dict[str, Side]) -> tuple[dict[str, float], dict[str, str]]:
+    """Seconds of the first call of each side that is right, and what is wrong with the others."""
+    checker = Checker(case)
+    first: dict[str, float] = {}
+    wrong: dict[str, str] = {}
+    for name, side in sides.items():
+        start = time.perf_counter()
+        try:
+            output = side()
+            elapsed = time.perf_counter() - start
+            fault = checker.fault(name, output)
+        except (RuntimeError, ValueError) as error:
+            fault = f"failed: {error}"
+        if fault:
+            wrong[name] = fault
+        else:
+            first[name] = elapsed
+    return first, wrong
+
+
+def _alternate(sides: dict[str, Side], seconds: float, best: dict[str, float], fresh: bool) -> None:
+    """Improves the best times by turns, after one that is only an estimate where they are fresh."""
+    if fresh:
+        for name in _in_turn(sides, dict.fromkeys(_below(VERY_SLOW_SECONDS, best), 1)):
+            best[name] = _call(sides[name], 1)
+    calls = {n: max(1, round(SAMPLE_SECONDS / best[n])) for n in _below(SLOW_SECONDS, best)}
+    turns = {n: round(seconds / (best[n] * calls[n])) for n in calls}
+    turns = {n: min(max(turns[n], MIN_TURNS), MAX_TURNS) for n in calls}
+    for name in _in_turn(sides, turns):
+        best[name] = min(best[name], _call(sides[name], calls[name]))
+
+
+def _in_turn(sides: dict[str, Side], turns: dict[str, int]) -> Iterator[str]:
+    """Whose turn it is, A B A B, as often as each has turns.
+
+    Sides that have threads of their own are visited a few times between the others, and first, so
+    that the machine is quiet at the end.
+    """
+    apart = [[name] for name in turns if name in OWN_THREADS]
+    pools = [*apart, [name for name in turns if name not in OWN_THREADS]]
+    visits = VISITS if apart else 1
+    for visit in range(visits):
+        for pool in pools:
+            rounds = range(visit, max((turns[name] for name in pool), default=0), visits)
+            due = [name for turn in rounds for name in pool if turn < turns[name]]
+            if apart and due:
+                time.sleep(REST_SECONDS)
+                sides[due[0]]()
+            yield from due
+
+
+def _call(side: Side, calls: int) -> float:
+    """Seconds of a call, the mean of so many."""
     start = time.perf_counter()
-    side()
-    return time.perf_counter() - start
+    for _ in range(calls):
+        side()
+    return (time.perf_counter() - start) / calls
 
 
-def _repeated(side: Callable[[], object], calls: int) -> Callable[[], None]:
-    def run() -> None:
-        for _ in range(calls):
-            side()
-
-    return run
+def _below(limit: float, seconds: dict[str, float]) -> list[str]:
+    return [name for name, value in seconds.items() if value < limit]

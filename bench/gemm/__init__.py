@@ -1,0 +1,15 @@
+"""Matrix products: large, skinny, small and batched, fused, backward, and over known models."""
+
+from bench.gemm import batched, epilogue, gradient, linear, models, rows, threads
+
+SECTIONS = (
+    linear.LARGE,
+    linear.SKINNY,
+    epilogue.SECTION,
+    gradient.SECTION,
+    batched.SECTION,
+    linear.SMALL,
+    threads.SECTION,
+    models.SECTION,
+    rows.SECTION,
+)

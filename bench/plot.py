@@ -1,0 +1,170 @@
+"""Results as pictures."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
+
+from bench.case import Result
+from bench.limits import Limits
+from bench.table import PEER_NAMES
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; shapes and dashes say it again.
+COLOURS = {"": "#0072B2", "packed": "#D55E00", "torch": "#000000", "numpy": "#009E73"}
+MARKERS = {"": "o", "packed": "D", "torch": "|", "numpy": "x"}
+OTHER = "#999999"
+WAY_NAMES = {"": "lanewise", "packed": "lanewise, packed", **PEER_NAMES}
+
+mpl.rcParams.update(
+    {
+        "figure.dpi": 130,
+        "font.size": 9,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+)
+
+
+def draw(kind: str, results: Sequence[Result], limits: Limits, title: str, path: Path) -> None:
+    """Draws results as a section asks for and writes them to a file."""
+    figure = PLOTS[kind](results, limits)
+    figure.suptitle(title, x=0.01, ha="left", fontsize="medium")
+    figure.savefig(path)
+
+
+def _shares(results: Sequence[Result], limits: Limits) -> Figure:
+    """For each work a line with its sides' shares of the limit, a panel for each dtype."""
+    works = list(dict.fromkeys(r.task.work for r in results))
+    figure, panels = _panels(results, 1.4 + 0.24 * len(works), 4.2)
+    for dtype, panel in panels.items():
+        for result in (r for r in results if r.task.dtype_name == dtype):
+            for side in result.seconds:
+                panel.plot(
+                    _share(result, side, limits),
+                    works.index(result.task.work),
+                    MARKERS[side],
+                    color=COLOURS[side],
+                    markeredgewidth=2 if side in PEER_NAMES else 1,
+                    label=WAY_NAMES[side],
+                )
+        panel.axvline(1, color=OTHER, linewidth=1)
+        panel.set_xlim(left=0)
+        panel.set_xlabel("share of the binding limit")
+        panel.xaxis.set_major_formatter(PercentFormatter(1))
+    first = next(iter(panels.values()))
+    first.set_yticks(range(len(works)), works)
+    first.invert_yaxis()
+    _legend(figure, panels)
+    return figure
+
+
+def _rows(results: Sequence[Result], limits: Limits) -> Figure:
+    """Share of the limit over the number of rows."""
+    figure, panels = _panels(results, 4.2, 4.6)
+    for dtype, panel in panels.items():
+        points = [r for r in results if r.task.dtype_name == dtype]
+        for side in ("", "packed", "torch"):
+            there = [r for r in points if side in r.seconds]
+            panel.plot(
+                [r.task.rows for r in there],
+                [_share(r, side, limits) for r in there],
+                "--" if side == "torch" else "-",
+                color=COLOURS[side],
+                linewidth=1.3,
+                label=WAY_NAMES[side],
+            )
+        _over_rows(panel, points)
+        panel.set_ylim(bottom=0)
+        panel.yaxis.set_major_formatter(PercentFormatter(1))
+    next(iter(panels.values())).set_ylabel("share of the binding limit")
+    _legend(figure, panels)
+    return figure
+
+
+def _ratios(results: Sequence[Result], limits: Limits) -> Figure:
+    """The ratio to torch over the number of rows: each layer faintly, their mean boldly."""
+    figure, panels = _panels(results, 4.2, 4.6)
+    for dtype, panel in panels.items():
+        points = [r for r in results if r.task.dtype_name == dtype]
+        rows = list(dict.fromkeys(r.task.rows for r in points))
+        for way in ("", "packed"):
+            ratios = {
+                (r.task.rows, r.task.series): ratio
+                for r in points
+                if (ratio := r.ratio(way, "torch")) is not None
+            }
+            for series in dict.fromkeys(r.task.series for r in points):
+                there = [count for count in rows if (count, series) in ratios]
+                values = [ratios[count, series] for count in there]
+                panel.plot(there, values, color=COLOURS[way], alpha=0.25, linewidth=0.8)
+            means = {
+                count: statistics.geometric_mean(
+                    [ratio for (at, _), ratio in ratios.items() if at == count]
+                )
+                for count in dict.fromkeys(at for at, _ in ratios)
+            }
+            panel.plot(
+                list(means),
+                list(means.values()),
+                marker=MARKERS[way],
+                color=COLOURS[way],
+                markersize=4,
+                linewidth=2,
+                label=WAY_NAMES[way],
+            )
+        panel.axhline(1, color=COLOURS["torch"], linestyle="--", linewidth=1.3, label="torch")
+        _over_rows(panel, points)
+        panel.set_yscale("log", base=2)
+        panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    next(iter(panels.values())).set_ylabel("× torch (layers thin, their geometric mean bold)")
+    _legend(figure, panels)
+    return figure
+
+
+PLOTS: dict[str, Callable[[Sequence[Result], Limits], Figure]] = {
+    "shares": _shares,
+    "rows": _rows,
+    "ratios": _ratios,
+}
+
+
+def _panels(
+    results: Sequence[Result], height: float, width: float
+) -> tuple[Figure, dict[str, Axes]]:
+    dtypes = list(dict.fromkeys(r.task.dtype_name for r in results))
+    figure = Figure(figsize=(width * len(dtypes), height), layout="constrained")
+    axes = figure.subplots(1, len(dtypes), sharey=True, squeeze=False)[0]
+    panels = dict(zip(dtypes, axes, strict=True))
+    for dtype, panel in panels.items():
+        panel.set_title(dtype)
+    return figure, panels
+
+
+def _over_rows(panel: Axes, points: Sequence[Result]) -> None:
+    panel.set_xscale("log", base=2)
+    panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    panel.set_xlabel("rows of x")
+
+
+def _share(result: Result, side: str, limits: Limits) -> float:
+    return limits.binding(result.task)[1] / result.seconds[side]
+
+
+def _legend(figure: Figure, panels: dict[str, Axes]) -> None:
+    """One legend under all panels, away from the data."""
+    handles: dict[str, Artist] = {}
+    for panel in panels.values():
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles)
+    )

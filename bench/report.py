@@ -1,0 +1,98 @@
+"""What a run prints and draws."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from bench import table
+from bench.case import Result
+from bench.limits import Limits
+from bench.section import Section
+from lanewise.cli.info import machine
+
+# They decide what the peers run (an older machine's code, other blocks), so a report names them.
+STEERING = (
+    "ATEN_CPU_CAPABILITY",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_MAX_CPU_ISA",
+    "OPENBLAS_CORETYPE",
+    "OPENBLAS_L2_SIZE",
+)
+
+Results = Mapping[str, Sequence[Result]]  # by section
+
+
+def tables(sections: Sequence[Section], results: Results, limits: Limits) -> None:
+    """Prints the facts and every section's tables."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=120)  # a file has no width
+    for name, value in _facts(limits):
+        console.print(f"{name:16} {value}", soft_wrap=True)
+    for section in sections:
+        for part in section.tables(results[section.name], limits):
+            console.print()
+            console.print(part)
+
+
+def page(sections: Sequence[Section], results: Results, limits: Limits) -> None:
+    """Prints the facts and one table as a page holds them."""
+    print("; ".join(f"{name} {value}" for name, value in _facts(limits)), end="\n\n")
+    cells = (
+        (result, section.cells(result, limits))
+        for section in sections
+        if section.cells
+        for result in results[section.name]
+    )
+    print(table.markdown(cells))
+
+
+def plots(
+    family: str, sections: Sequence[Section], results: Results, limits: Limits, folder: Path
+) -> None:
+    """Draws a family's shares of the limits, and each of its sweeps."""
+    try:
+        from bench import plot
+    except ModuleNotFoundError:
+        print("no plots: they need matplotlib, from the extra `bench`", file=sys.stderr)
+        return
+    pictures: dict[str, tuple[str, list[Result]]] = {}
+    for section in sections:
+        if section.plot:
+            name = family if section.plot == "shares" else f"{family}-{section.name}"
+            pictures.setdefault(name, (section.plot, []))[1].extend(results[section.name])
+    for name, (kind, found) in pictures.items():
+        facts = f"{limits.target}, {limits.threads} threads, torch {torch.__version__}"
+        plot.draw(kind, found, limits, f"{name} ({facts})", folder / f"{name}.png")
+
+
+def faults(results: Results) -> bool:
+    """Tells of every side that computed something wrong, and whether there was one."""
+    wrong = [
+        f"WRONG: {result.task.work}, {result.task.dtype_name}: {result.side_name(side)} {fault}"
+        for found in results.values()
+        for result in found
+        for side, fault in result.wrong.items()
+    ]
+    for line in wrong:
+        print(line, file=sys.stderr)
+    return bool(wrong)
+
+
+def _facts(limits: Limits) -> list[tuple[str, str]]:
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    steered = ", ".join(f"{name}={os.environ[name]}" for name in STEERING if name in os.environ)
+    return [
+        *machine(),
+        ("torch uses", torch.backends.cpu.get_cpu_capability()),
+        ("NumPy", f"{np.__version__}, {blas['name']} {blas['version']}"),
+        *([("environment", steered)] if steered else []),
+        *limits.facts(),
+    ]
