@@ -9,14 +9,11 @@ import sys
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bench import record, report
-from bench.case import Result
 from bench.limits import Limits
+from bench.run import Run
 from bench.section import Section
-from bench.timing import measure
 
 FAMILIES = ("gemm", "attention", "norm", "rope", "bert")
 
@@ -29,19 +26,18 @@ def main() -> int:
     torch.manual_seed(0)
     options.output.mkdir(parents=True, exist_ok=True)
     limits = Limits(torch.get_num_threads())
-    sections: list[Section] = [s for group in options.chosen.values() for s in group]
-    results = _measure(sections, limits, options.seconds)
+    run = Run([s for group in options.chosen.values() for s in group], limits, options.seconds)
 
     if options.markdown:
-        report.page(sections, results, limits)
+        report.page(run)
     else:
-        report.tables(sections, results, limits)
-    for family, group in options.chosen.items():
-        found = [result for section in group for result in results[section.name]]
+        report.tables(run)
+    for family, sections in options.chosen.items():
+        found = [result for section in sections for result in run.results(section)]
         record.save(found, limits, options.output / f"{family}.csv")
-        report.plots(family, group, results, limits, options.output)
+        report.plots(run, family, sections, options.output)
     print(f"numbers and plots: {options.output}", file=sys.stderr)
-    return 1 if report.faults(results) else 0
+    return 1 if report.faults(run) else 0
 
 
 def _parse() -> argparse.Namespace:
@@ -99,34 +95,6 @@ def _parse() -> argparse.Namespace:
     if not options.chosen:
         parser.error("no such section is part of the page's table")
     return options
-
-
-def _measure(
-    sections: list[Section], limits: Limits, seconds: float | None
-) -> dict[str, list[Result]]:
-    """The results of each section."""
-    results: dict[str, list[Result]] = {}
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as progress:
-        bar = progress.add_task("", total=sum(len(s.points) * s.passes for s in sections))
-        for section in sections:
-            earlier: list[Result | None] = [None] * len(section.points)
-            for _ in range(section.passes):
-                found = results[section.name] = []
-                for point, before in zip(section.points, earlier, strict=True):
-                    case = point()
-                    progress.update(bar, description=f"{section.name}: {case.task.work}")
-                    found.append(measure(section.name, case, seconds or section.seconds, before))
-                    limits.sample(case.task)
-                    progress.advance(bar)
-                earlier = [*found]
-    return results
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -49,6 +49,14 @@ class Result:
     peers: tuple[str, ...]
     seconds: Mapping[str, float]
     wrong: Mapping[str, str]  # what is wrong with a side
+
+    def best_of(self, other: Result) -> Result:
+        """The better times of two measurements of one case."""
+        sides = [*self.seconds, *other.seconds]
+        seconds = {
+            side: min(r.seconds[side] for r in (self, other) if side in r.seconds) for side in sides
+        }
+        return replace(self, seconds=seconds, wrong={**self.wrong, **other.wrong})
 
     def ratio(self, way: str, peer: str) -> float | None:
         """How many times as fast as a peer one of our ways is."""

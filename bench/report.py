@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from rich.console import Console
 
 from bench import table
 from bench.case import Result
-from bench.limits import Limits
+from bench.run import Run
 from bench.section import Section
 from lanewise.cli.info import machine
 
@@ -26,37 +26,33 @@ STEERING = (
     "OPENBLAS_L2_SIZE",
 )
 
-Results = Mapping[str, Sequence[Result]]  # by section
 
-
-def tables(sections: Sequence[Section], results: Results, limits: Limits) -> None:
+def tables(run: Run) -> None:
     """Prints the facts and every section's tables."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=120)  # a file has no width
-    for name, value in _facts(limits):
+    for name, value in _facts(run):
         console.print(f"{name:16} {value}", soft_wrap=True)
-    for section in sections:
-        for part in section.tables(results[section.name], limits):
+    for section in run.sections:
+        for part in section.tables(run.results(section), run.limits):
             console.print()
             console.print(part)
 
 
-def page(sections: Sequence[Section], results: Results, limits: Limits) -> None:
+def page(run: Run) -> None:
     """Prints the facts and one table as a page holds them."""
-    print("; ".join(f"{name} {value}" for name, value in _facts(limits)), end="\n\n")
+    print("; ".join(f"{name} {value}" for name, value in _facts(run)), end="\n\n")
     cells = (
-        (result, section.cells(result, limits))
-        for section in sections
+        (result, section.cells(result, run.limits))
+        for section in run.sections
         if section.cells
-        for result in results[section.name]
+        for result in run.results(section)
     )
     print(table.markdown(cells))
 
 
-def plots(
-    family: str, sections: Sequence[Section], results: Results, limits: Limits, folder: Path
-) -> None:
+def plots(run: Run, family: str, sections: Sequence[Section], folder: Path) -> None:
     """Draws a family's shares of the limits, and each of its sweeps."""
     try:
         from bench import plot
@@ -67,18 +63,18 @@ def plots(
     for section in sections:
         if section.plot:
             name = family if section.plot == "shares" else f"{family}-{section.name}"
-            pictures.setdefault(name, (section.plot, []))[1].extend(results[section.name])
+            pictures.setdefault(name, (section.plot, []))[1].extend(run.results(section))
+    facts = f"{run.limits.target}, {run.limits.threads} threads, torch {torch.__version__}"
     for name, (kind, found) in pictures.items():
-        facts = f"{limits.target}, {limits.threads} threads, torch {torch.__version__}"
-        plot.draw(kind, found, limits, f"{name} ({facts})", folder / f"{name}.png")
+        plot.draw(kind, found, run.limits, f"{name} ({facts})", folder / f"{name}.png")
 
 
-def faults(results: Results) -> bool:
+def faults(run: Run) -> bool:
     """Tells of every side that computed something wrong, and whether there was one."""
     wrong = [
         f"WRONG: {result.task.work}, {result.task.dtype_name}: {result.side_name(side)} {fault}"
-        for found in results.values()
-        for result in found
+        for section in run.sections
+        for result in run.results(section)
         for side, fault in result.wrong.items()
     ]
     for line in wrong:
@@ -86,7 +82,7 @@ def faults(results: Results) -> bool:
     return bool(wrong)
 
 
-def _facts(limits: Limits) -> list[tuple[str, str]]:
+def _facts(run: Run) -> list[tuple[str, str]]:
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     steered = ", ".join(f"{name}={os.environ[name]}" for name in STEERING if name in os.environ)
     return [
@@ -94,5 +90,6 @@ def _facts(limits: Limits) -> list[tuple[str, str]]:
         ("torch uses", torch.backends.cpu.get_cpu_capability()),
         ("NumPy", f"{np.__version__}, {blas['name']} {blas['version']}"),
         *([("environment", steered)] if steered else []),
-        *limits.facts(),
+        *run.limits.facts(),
+        ("disturbed", run.disturbed),
     ]

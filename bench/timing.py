@@ -26,22 +26,12 @@ REST_SECONDS = 0.15
 VISITS = 3
 
 
-def measure(section: str, case: Case, seconds: float, earlier: Result | None = None) -> Result:
-    """Checks the sides, then lets the right ones alternate, each for about `seconds`.
-
-    With a result of an earlier pass over the same case, whatever it found wrong or slow rests.
-    """
+def measure(section: str, case: Case, seconds: float) -> Result:
+    """Checks the sides, then lets the right ones alternate, each for about `seconds`."""
     sides = {**case.ours, **case.peers}
-    best: dict[str, float] = {}
-    wrong: dict[str, str] = {}
     with torch.inference_mode(not case.gradient):
-        if earlier is None:
-            best, wrong = _first_calls(case, sides)
-        else:
-            best, wrong = dict(earlier.seconds), dict(earlier.wrong)
-            for name in _below(SLOW_SECONDS, best):
-                sides[name]()
-        _alternate(sides, seconds, best, fresh=earlier is None)
+        best, wrong = _first_calls(case, sides)
+        _alternate(sides, seconds, best)
     return Result(section, case.task, tuple(case.ours), tuple(case.peers), best, wrong)
 
 
@@ -65,11 +55,10 @@ def _first_calls(case: Case, sides: dict[str, Side]) -> tuple[dict[str, float], 
     return first, wrong
 
 
-def _alternate(sides: dict[str, Side], seconds: float, best: dict[str, float], fresh: bool) -> None:
-    """Improves the best times by turns, after one that is only an estimate where they are fresh."""
-    if fresh:
-        for name in _in_turn(sides, dict.fromkeys(_below(VERY_SLOW_SECONDS, best), 1)):
-            best[name] = _call(sides[name], 1)
+def _alternate(sides: dict[str, Side], seconds: float, best: dict[str, float]) -> None:
+    """Replaces the times of first calls by the best of as many turns as they suggest."""
+    for name in _in_turn(sides, dict.fromkeys(_below(VERY_SLOW_SECONDS, best), 1)):
+        best[name] = _call(sides[name], 1)
     calls = {n: max(1, round(SAMPLE_SECONDS / best[n])) for n in _below(SLOW_SECONDS, best)}
     turns = {n: round(seconds / (best[n] * calls[n])) for n in calls}
     turns = {n: min(max(turns[n], MIN_TURNS), MAX_TURNS) for n in calls}
