@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <sstream>
@@ -34,14 +35,25 @@ inline void require(bool condition, const char* op, const Parts&... parts) {
     fail(op, parts...);
 }
 
+// Sizes as a message shows them: text only where a message is written, not with every check.
 template <class Sizes>
-inline std::string shape_text(const Sizes& sizes) {
-  std::string text = "[";
-  for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
-  return text + "]";
-}
+struct ShapeText {
+  Sizes sizes;
+  friend std::ostream& operator<<(std::ostream& out, const ShapeText& shape) {
+    out << "[";
+    for (size_t i = 0; i < shape.sizes.size(); ++i) out << (i ? ", " : "") << shape.sizes[i];
+    return out << "]";
+  }
+};
 
-inline std::string shape_of(const Tensor& t) { return shape_text(t.sizes()); }
+inline auto shape_of(const Tensor& t) { return ShapeText<decltype(t.sizes())>{t.sizes()}; }
+
+using Sizes = std::vector<int64_t>;
+inline auto shape_of(const Sizes& sizes) { return ShapeText<const Sizes&>{sizes}; }
+
+inline bool has_shape(const Tensor& t, const Sizes& sizes) {
+  return std::ranges::equal(t.sizes(), sizes);
+}
 
 inline const char* name_of(ScalarType type) {
   switch (type) {

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <cstdio>
 #include <cstring>
 
 #if defined(__aarch64__)
@@ -13,9 +14,31 @@ namespace lanewise {
 
 namespace {
 
-// The C library answers 0 or -1 where it cannot tell (arm64, some virtual machines).
-int64_t cache_size(int name, int64_t otherwise) {
-  const long bytes = sysconf(name);
+// Bytes of a cache of the first core, as the kernel tells them; 0 where it does not. (The C library
+// multiplies level 3 by the number of dies, which a core has no access to.)
+int64_t listed_size(int index, int level) {
+  char path[96];
+  const auto read = [&](const char* file, const char* format, auto... to) {
+    std::snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/%s", index, file);
+    std::FILE* text = std::fopen(path, "r");
+    const int found = text ? std::fscanf(text, format, to...) : 0;
+    if (text) std::fclose(text);
+    return found;
+  };
+  int of_level = 0;
+  char type = 0, unit = 0;
+  long size = 0;
+  if (read("level", "%d", &of_level) != 1 || of_level != level) return 0;
+  if (read("type", "%c", &type) != 1 || type == 'I') return 0;
+  if (read("size", "%ld%c", &size, &unit) < 1) return 0;
+  return unit == 'M' ? size << 20 : unit == 'K' ? size << 10 : size;
+}
+
+int64_t cache_size(int level, int name, int64_t otherwise) {
+  constexpr int kMostCaches = 8;
+  for (int index = 0; index < kMostCaches; ++index)
+    if (const int64_t bytes = listed_size(index, level); bytes > 0) return bytes;
+  const long bytes = sysconf(name);  // 0 or -1 where it cannot tell (arm64, some virtual machines)
   return bytes > 0 ? bytes : otherwise;
 }
 
@@ -23,9 +46,9 @@ int64_t cache_size(int name, int64_t otherwise) {
 
 const Caches& caches() {
   static const Caches sizes = {
-      cache_size(_SC_LEVEL1_DCACHE_SIZE, 32 << 10),
-      cache_size(_SC_LEVEL2_CACHE_SIZE, 512 << 10),
-      cache_size(_SC_LEVEL3_CACHE_SIZE, 8 << 20),
+      cache_size(1, _SC_LEVEL1_DCACHE_SIZE, 32 << 10),
+      cache_size(2, _SC_LEVEL2_CACHE_SIZE, 512 << 10),
+      cache_size(3, _SC_LEVEL3_CACHE_SIZE, 8 << 20),
   };
   return sizes;
 }

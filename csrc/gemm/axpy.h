@@ -3,13 +3,13 @@
 // packed, and memory is read along whole rows.
 #pragma once
 
-#include "simd/simd.h"
+#include "gemm/tile.h"
 
 namespace lanewise::LANEWISE_TARGET {
 
-// Columns at a time: as many as let the sums of all rows of x stay in L1, since memory is read best
-// in long pieces (a page is 1024 of them).
-inline int64_t axpy_cols(int64_t rows) { return 4096 / rows; }
+// Columns at a time, whole vectors: as many as let the sums of all rows of x stay in L1, since
+// memory is read best in long pieces (a page is 1024 of them).
+inline int64_t axpy_cols(int64_t rows) { return 4096 / rows / kTileCols * kTileCols; }
 // Rows of the right operand that share one load and store of a sum.
 inline constexpr int kAxpyDepth = 4;
 

@@ -38,32 +38,49 @@ class Strips {
  public:
   Strips(const RightRef& right, int64_t n, int64_t k) : right_(right), n_(n), k_(k) {}
 
-  // The distance of the rows of a panel where it can be read in place: a matrix of float32,
-  // contiguous along n and so small that its rows share few pages. 0 where it cannot.
-  int64_t stride_in_place(int64_t panel) const {
-    constexpr int64_t kSmall = 32 << 10;  // bytes
-    const MatrixRef& m = right_.matrix;
-    const bool fits = !right_.packed && m.dtype == DType::f32 && m.col_stride == 1 &&
-                      (panel + 1) * kTileCols <= n_ && k_ * m.row_stride * 4 <= kSmall;
-    return std::is_same_v<Word, float> && fits ? m.row_stride : 0;
-  }
-  const Word* in_place(int64_t panel, int64_t depth) const {
-    return at<Word>(right_.matrix, depth, panel * kTileCols);
+  // Panel `panel` and those that follow it, over depths from `depth`, as they lie in memory: of a
+  // packed operand.
+  template <class W>
+  Panels<W> packed_panels(int64_t panel, int64_t depth) const {
+    return {panel_words<W>(panel, depth), kTileCols, divide_up(k_, kDepthOf<W>) * kTileCols};
   }
 
-  // Panel `panel` over depths [depth, depth + kc): where it lies, or packed or widened into `room`.
-  const Word* strip(int64_t panel, int64_t depth, int64_t kc, Word* room) const {
-    const Word* found = nullptr;
-    with_dtype(right_.matrix.dtype, [&](auto element) {
-      using T = decltype(element);
-      if (!right_.packed)
-        found = packed_now<T>(panel, depth, kc, room);
-      else if constexpr (std::is_same_v<T, bf16>)
-        found = in_words(panel_words<bf16x2>(panel, depth), kc, room);
-      else
-        found = in_words(panel_words<T>(panel, depth), kc, room);
-    });
-    return found;
+  // Whether `count` panels can be read in place: of a matrix of float32, contiguous along n and so
+  // small that its rows share few pages.
+  bool in_place(int64_t panel, int64_t count) const {
+    constexpr int64_t kSmall = 32 << 10;  // bytes
+    const MatrixRef& m = right_.matrix;
+    return std::is_same_v<Word, float> && !right_.packed && m.dtype == DType::f32 &&
+           m.col_stride == 1 && (panel + count) * kTileCols <= n_ &&
+           k_ * m.row_stride * 4 <= kSmall;
+  }
+  Panels<Word> panels_in_place(int64_t panel, int64_t depth) const {
+    const MatrixRef& m = right_.matrix;
+    return {at<Word>(m, depth, panel * kTileCols), m.row_stride, kTileCols};
+  }
+
+  // `count` panels over depths [depth, depth + kc), packed or widened into `room`.
+  Panels<Word> panels(int64_t panel, int64_t count, int64_t depth, int64_t kc, Word* room) const {
+    if constexpr (!std::is_same_v<Word, bf16x2>)
+      if (right_.packed && right_.matrix.dtype == DType::f32)
+        return packed_panels<Word>(panel, depth);
+    if constexpr (std::is_same_v<Word, bf16x2>)
+      if (right_.packed) return packed_panels<Word>(panel, depth);
+    // Stores may run over the end of a panel into the next one, which is written later.
+    const int64_t size = divide_up(kc + 1, kDepthOf<Word>) * kTileCols;
+    for (int64_t i = 0; i < count; ++i)
+      with_dtype(right_.matrix.dtype, [&](auto element) {
+        using T = decltype(element);
+        using Packed = std::conditional_t<std::is_same_v<T, bf16>, bf16x2, T>;
+        if (right_.packed)
+          widen(panel_words<Packed>(panel + i, depth), kc, room + i * size);
+        else
+          pack<T>(panel + i, depth, kc, room + i * size);
+      });
+    return {room, kTileCols, size};
+  }
+  static int64_t room(int64_t count, int64_t kc) {
+    return count * divide_up(kc + 1, kDepthOf<Word>) * kTileCols + kLanes;
   }
 
   bool packed() const { return right_.packed; }
@@ -79,7 +96,7 @@ class Strips {
   // What the tiles of this panel are to fetch: the next panel; or, where one tile reads a packed
   // panel from end to end, what lies a little further on, as far as memory's latency asks for.
   Upcoming upcoming(int64_t panel, int64_t depth, int64_t kc, int64_t tiles) const {
-    constexpr int64_t kAhead = 4096;
+    constexpr int64_t kFurther = 4096;
     const MatrixRef& m = right_.matrix;
     const auto* data = static_cast<const char*>(m.data);
     const int64_t size = m.dtype == DType::f32 ? 4 : 2;
@@ -88,7 +105,7 @@ class Strips {
       return data + (of * (k_ + pad) + depth) * kTileCols * size;
     };
     if (!data) return {};
-    if (right_.packed && tiles == 1) return {packed(panel) + kAhead, 1, 0, kc * kTileCols * size};
+    if (right_.packed && tiles == 1) return {packed(panel) + kFurther, 1, 0, kc * kTileCols * size};
     const int64_t next = (panel + 1) * kTileCols, lines = least(kTileCols, n_ - next);
     if (lines <= 0) return {};
     if (right_.packed) return {packed(panel + 1), 1, 0, kc * kTileCols * size};
@@ -100,61 +117,67 @@ class Strips {
 
  private:
   template <class T>
-  const Word* packed_now(int64_t panel, int64_t depth, int64_t kc, Word* room) const {
+  void pack(int64_t panel, int64_t depth, int64_t kc, Word* room) const {
     if constexpr (std::is_same_v<Word, float> || std::is_same_v<T, bf16>) {
       const int64_t col = panel * kTileCols;
       const MatrixRef& m = right_.matrix;
-      pack_panel<kTileCols>(at<T>(m, depth, col), m.col_stride, m.row_stride,
-                            static_cast<int>(least(kTileCols, n_ - col)), kc, room);
+      pack_panel<kTileCols>(at<T>(m, depth, col), m.col_stride, m.row_stride, n_ - col, kTileCols,
+                            kc, room);
     }
-    return room;
   }
 
   template <class W>
-  static const Word* in_words(const W* words, int64_t kc, Word* room) {
-    if constexpr (std::is_same_v<W, Word>) {
-      return words;
-    } else if constexpr (std::is_same_v<W, bf16x2>) {
+  static void widen(const W* words, int64_t kc, Word* room) {
+    if constexpr (std::is_same_v<Word, float> && std::is_same_v<W, bf16x2>) {
       for (int64_t i = 0; i < kc; i += 2, room += 2 * kTileCols, words += kTileCols)
         for (int at = 0; at < kTileCols; at += kLanes) {
           const pairs both = load(words + at);
           store(room + at, widen_even(both));
           store(room + kTileCols + at, widen_odd(both));
         }
-      return room - divide_up(kc, 2) * 2 * kTileCols;
     } else if constexpr (std::is_same_v<Word, float>) {
       convert_row(words, room, kc * kTileCols);
     }
-    return room;
   }
 
   const RightRef right_;
   const int64_t n_, k_;
 };
 
-// Rows [row, row + rows) × depths [depth, depth + kc) of A, in panels of `height` rows that lie
-// `stride` words apart.
+// Some rows of A, cut into tiles of equal height within one: 13 rows are 5 + 4 + 4, not 6 + 6 + 1,
+// since a low tile loads as much of B as a high one.
+struct RowTiles {
+  int64_t row, rows;
+  int64_t count;
+  RowTiles(int64_t row, int64_t rows)
+      : row(row), rows(rows), count(divide_up(rows > 0 ? rows : 1, kTileRows)) {}
+  Share of(int64_t t) const { return Share(rows, static_cast<int>(t), static_cast<int>(count)); }
+  int height() const { return static_cast<int>(divide_up(rows > 0 ? rows : 1, count)); }
+};
+
+// The tiles' rows of A at depths [depth, depth + kc), in panels that lie `stride` words apart.
 template <class Word>
-void pack_rows(const MatrixRef& a, int64_t row, int64_t rows, int height, int64_t depth, int64_t kc,
+void pack_rows(const MatrixRef& a, int64_t a_rows, const RowTiles& tiles, int64_t depth, int64_t kc,
                int64_t stride, Word* block) {
   with_dtype(a.dtype, [&](auto element) {
     using T = decltype(element);
     if constexpr (std::is_same_v<Word, float> || std::is_same_v<T, bf16>) {
       // Where rows lie side by side, a few k of all of them at a time read memory in order.
       const int64_t step = a.row_stride == 1 && a.col_stride != 1 ? 16 : kc;
-      for (int64_t i = 0; i < kc; i += step) {
-        Word* panel = block + i / kDepthOf<Word> * kTileRows;
-        for (int64_t r = 0; r < rows; r += height, panel += stride)
-          pack_panel<kTileRows>(at<T>(a, row + r, depth + i), a.row_stride, a.col_stride,
-                                static_cast<int>(least(height, rows - r)), least(step, kc - i),
-                                panel);
-      }
+      for (int64_t i = 0; i < kc; i += step)
+        for (int64_t t = 0; t < tiles.count; ++t) {
+          const Share own = tiles.of(t);
+          const int64_t row = tiles.row + own.begin;
+          pack_panel<kTileRows>(at<T>(a, row, depth + i), a.row_stride, a.col_stride, a_rows - row,
+                                static_cast<int>(own.end - own.begin), least(step, kc - i),
+                                block + t * stride + i / kDepthOf<Word> * kTileRows);
+        }
     }
   });
   // The second half of a pair of B is zero there; what it meets must not be infinite.
   if (kDepthOf<Word> == 1 && kc % 2)
-    for (int64_t r = 0; r < rows; r += height, block += stride)
-      for (int l = 0; l < kTileRows; ++l) block[kc * kTileRows + l] = Word{};
+    for (int64_t t = 0; t < tiles.count; ++t)
+      for (int l = 0; l < kTileRows; ++l) block[t * stride + kc * kTileRows + l] = Word{};
 }
 
 // The products of one thread, tile by tile.
@@ -162,7 +185,12 @@ template <class Word>
 class Blocked {
  public:
   Blocked(const GemmParams& p, const GemmPlan& plan)
-      : p_(p), plan_(plan), b_(p.b, p.n, p.k), gate_(p.gate, p.n, p.k), cut_(plan.kc < p.k), rows_in_place_(reads_rows_in_place(p)) {}
+      : p_(p),
+        plan_(plan),
+        b_(p.b, p.n, p.k),
+        gate_(p.gate, p.n, p.k),
+        cut_(plan.kc < p.k),
+        rows_in_place_(reads_rows_in_place(p)) {}
 
   // `next`, where given, is multiplied after this: what its matrices span is fetched meanwhile.
   void multiply(Share rows, Share panels, const GemmParams* next) {
@@ -175,7 +203,7 @@ class Blocked {
     const int64_t step = plan_.nc / kTileCols;
     for (int64_t q = panels.begin; q < panels.end; q += step)
       for (int64_t row = rows.begin; row < rows.end; row += plan_.mc)
-        multiply_block(row, least(plan_.mc, rows.end - row), {q, least(q + step, panels.end)});
+        multiply_block({row, least(plan_.mc, rows.end - row)}, {q, least(q + step, panels.end)});
   }
 
  private:
@@ -190,108 +218,158 @@ class Blocked {
     return all;
   }
 
+  // Panels that a set of tiles covers, and where their sums are: [panel][tile][row][column].
+  struct Strip {
+    int64_t panel, count;
+    int vectors;
+    int64_t sums;
+  };
+
+  // A part of the block's depth: of one chain of sums, and so short that its panels stay in L1.
+  struct Piece {
+    int64_t depth, kc;
+    bool first, last;  // of all k
+  };
+
   // The tiles of one block: their rows, where A is packed, and where their sums wait.
-  void multiply_block(int64_t row, int64_t count, Share panels) {
-    row_ = row;
-    count_ = count;
-    height_ = balanced_rows(count);
-    tiles_ = divide_up(count, height_);
+  void multiply_block(const RowTiles& tiles, Share panels) {
+    tiles_ = &tiles;
     // An odd depth next to pairs of B reads one more k of A; stores run over the end of a panel.
     stride_ = words(plan_.kc + 1) * kTileRows + kLanes;
-    block_ = scratch_of<Word>(Scratch::rows, tiles_ * stride_);
-    room_ = scratch_of<Word>(Scratch::panels, words(plan_.kc + 1) * kTileCols + kLanes);
-    const int64_t waiting = (cut_ ? panels.end - panels.begin : 1) * tiles_ * kTileSize;
+    block_ = scratch_of<Word>(Scratch::rows, tiles.count * stride_);
+    int vectors = tile_vectors(tiles.height());
+    if (vectors == 3 && tiles.count == 1 && widens_pairs(b_)) vectors = kTileVectors;
+    const int64_t wide = panels_of_tiles(vectors);
+    room_ = scratch_of<Word>(Scratch::panels, Strips<Word>::room(wide, plan_.chain));
+    const int64_t waiting = (cut_ ? panels.end - panels.begin : wide) * tiles.count * kTileSize;
     sums_ = scratch_of<float>(Scratch::tile, p_.gated ? 2 * waiting : waiting);
     gate_sums_ = p_.gated ? sums_ + waiting : nullptr;
     for (int64_t depth = 0; depth == 0 || depth < p_.k; depth += plan_.kc) {
       depth_ = depth;
       kc_ = least(plan_.kc, p_.k - depth);
-      if (!rows_in_place_) pack_rows(p_.a, row, count, height_, depth, kc_, stride_, block_);
-      for (int64_t panel = panels.begin; panel < panels.end; ++panel)
-        multiply_panel(panel, cut_ ? (panel - panels.begin) * tiles_ * kTileSize : 0);
+      if (!rows_in_place_) pack_rows(p_.a, p_.m, tiles, depth, kc_, stride_, block_);
+      for (int64_t panel = panels.begin; panel < panels.end;) {
+        // What is left over at the right edge gets tiles of one panel.
+        const bool fits = panel + wide <= panels.end;
+        Strip strip = {panel, fits ? wide : 1, fits ? vectors : kTileVectors, 0};
+        if (cut_) strip.sums = (panel - panels.begin) * tiles.count * kTileSize;
+        multiply_strip(strip);
+        panel += strip.count;
+      }
     }
   }
 
-  // All tiles of the block against one panel of B, and of the gate.
-  void multiply_panel(int64_t panel, int64_t waiting) {
-    const bool first = depth_ == 0, last = depth_ + kc_ >= p_.k;
-    const int64_t col = panel * kTileCols;
-    const int cols = static_cast<int>(least(kTileCols, p_.n - col));
-    const PanelBias bias(p_.bias, col, cols), gate_bias(p_.gate_bias, col, cols);
-    if (p_.gated)
-      each_tile(gate_, panel, [&](int64_t t, auto&& run) {
-        const Sums sums = {gate_sums_ + waiting + t * kTileSize, kTileCols};
-        run(first ? Sums{} : sums, sums);
-      });
-    const bool direct = last && cols == kTileCols && is_plain(p_);
-    each_tile(b_, panel, [&](int64_t t, auto&& run) {
-      // Sums that do not wait are finished at once and all use the same place in L1.
-      const Sums sums = {sums_ + waiting + (cut_ ? t * kTileSize : 0), kTileCols};
-      const Patch patch = {
-          .row = row_ + t * height_, .col = col, .rows = tile_rows(t), .cols = cols};
-      if (last) prefetch_patch(p_, patch);
-      run(first ? Sums{} : sums, direct ? rows_of(patch) : sums);
-      if (last && !direct)
-        finish_tile(p_, sums.data, p_.gated ? gate_sums_ + waiting + t * kTileSize : nullptr,
-                    kTileCols, bias, gate_bias, patch);
-    });
-  }
-
-  Sums rows_of(const Patch& patch) const {
-    return {static_cast<float*>(p_.out) + patch.row * p_.out_stride + patch.col, p_.out_stride};
-  }
-
-  int tile_rows(int64_t t) const { return static_cast<int>(least(height_, count_ - t * height_)); }
-
-  // Calls f(t, run) for every tile t; run(from, to) multiplies it.
-  template <class F>
-  void each_tile(const Strips<Word>& strips, int64_t panel, F&& f) {
-    upcoming_.panel = strips.upcoming(panel, depth_, kc_, tiles_);
-    const auto with = [&](const auto* b, int64_t ldb) {
-      using B = std::remove_cvref_t<decltype(*b)>;
-      upcoming_.panel.spread_over(tiles_ * (kc_ / kDepthOf<B> / kWordsPerTurn));
-      for (int64_t t = 0; t < tiles_; ++t)
-        f(t, [&](Sums from, Sums to) {
-          if constexpr (std::is_same_v<B, float>)
-            if (rows_in_place_)
-              return run_tile(tile_rows(t),
-                              RowsInPlace{at<float>(p_.a, row_ + t * height_, depth_),
-                                          p_.a.row_stride},
-                              b, ldb, from, to);
-          run_tile(tile_rows(t), PackedRows<Word>{block_ + t * stride_}, b, ldb, from, to);
-        });
+  // All tiles of the block against some panels of B, and of the gate.
+  void multiply_strip(const Strip& strip) {
+    const auto sums_of = [&](float* from, int64_t t) -> Sums {
+      return {from + strip.sums + t * kTileSize, kTileCols, tiles_->count * kTileSize};
     };
-    // Widening costs as much as the loads of one tile; from the second tile on it is won back.
-    const DType dtype = strips.dtype();
-    if constexpr (std::is_same_v<Word, float>) {
-      if (strips.packed() && tiles_ == 1 && dtype == DType::f16)
-        return with(strips.template panel_words<f16>(panel, depth_), kTileCols);
-      if (strips.packed() && tiles_ == 1 && dtype == DType::bf16)
-        return with(strips.template panel_words<bf16x2>(panel, depth_), kTileCols);
-    }
-    if (const int64_t ldb = strips.stride_in_place(panel))
-      return with(strips.in_place(panel, depth_), ldb);
-    with(strips.strip(panel, depth_, kc_, room_), kTileCols);
-  }
-
-  // One tile over the block's depth, chain by chain of sums.
-  template <class A, class B>
-  void run_tile(int rows, A a, const B* b, int64_t ldb, Sums from, Sums to) {
-    for (int64_t done = 0; done == 0 || done < kc_; done += plan_.chain, from = to) {
-      const int64_t depth = least(plan_.chain, kc_ - done);
-      run_chain(rows, divide_up(depth, kDepthOf<B>), a.from(done / kDepthOf<Word>),
-                b + done / kDepthOf<B> * ldb, ldb, from, to);
-    }
-  }
-
-  template <class A, class B>
-  void run_chain(int rows, int64_t words, A a, const B* b, int64_t ldb, Sums from, Sums to) {
-    with_rows(rows, [&]<int ROWS>(Rows<ROWS>) {
-      if (ROWS <= 3 && p_.m == ROWS)
-        tile<ROWS, kChainsOf<ROWS>>(words, a, b, ldb, upcoming_, from, to);
-      else
-        tile<ROWS, 1>(words, a, b, ldb, upcoming_, from, to);
+    if (p_.gated)
+      each_tile(gate_, strip, [&](const Piece& piece, int64_t t, int, int, auto&& run) {
+        const Sums sums = sums_of(gate_sums_, t);
+        run(piece.first ? Sums{} : sums, sums);
+      });
+    const int64_t edge = p_.n - strip.panel * kTileCols;
+    const bool plain = edge >= strip.count * kTileCols && is_plain(p_);
+    each_tile(b_, strip, [&](const Piece& piece, int64_t t, int begin, int end, auto&& run) {
+      const Sums sums = sums_of(sums_, t);
+      const bool direct = piece.last && plain;
+      if (piece.last)
+        for (int i = begin; i < end; ++i) prefetch_patch(p_, patch(strip, t, i));
+      run(piece.first ? Sums{} : sums, direct ? out_of(strip, t) : sums);
+      if (!piece.last || direct) return;
+      for (int i = begin; i < end; ++i) finish(strip, t, i, sums);
     });
+  }
+
+  // Panel i of the strip beside the rows of tile t.
+  Patch patch(const Strip& strip, int64_t t, int i) const {
+    const Share rows = tiles_->of(t);
+    const int64_t col = (strip.panel + i) * kTileCols;
+    return {.row = tiles_->row + rows.begin,
+            .col = col,
+            .rows = static_cast<int>(rows.end - rows.begin),
+            .cols = static_cast<int>(least(kTileCols, p_.n - col))};
+  }
+
+  Sums out_of(const Strip& strip, int64_t t) const {
+    const Patch at = patch(strip, t, 0);
+    return {static_cast<float*>(p_.out) + at.row * p_.out_stride + at.col, p_.out_stride,
+            kTileCols};
+  }
+
+  void finish(const Strip& strip, int64_t t, int i, const Sums& sums) {
+    const Patch at = patch(strip, t, i);
+    const int64_t offset = i * sums.panel;
+    finish_tile(p_, sums.data + offset,
+                p_.gated ? gate_sums_ + (sums.data - sums_) + offset : nullptr, kTileCols,
+                PanelBias(p_.bias, at.col, at.cols), PanelBias(p_.gate_bias, at.col, at.cols), at);
+  }
+
+  // Calls f(piece, t, begin, end, run) for every tile t of every piece; run(from, to) multiplies
+  // it, after which the panels [begin, end) of the strip are done with that piece for its rows.
+  template <class F>
+  void each_tile(const Strips<Word>& b, const Strip& strip, F&& f) {
+    for (int64_t done = 0; done == 0 || done < kc_; done += plan_.chain) {
+      const int64_t depth = depth_ + done, kc = least(plan_.chain, kc_ - done);
+      const Piece piece = {depth, kc, depth == 0, depth + kc >= p_.k};
+      with_panels(b, strip, piece, [&](auto panels) {
+        fetch_ahead<typename decltype(panels)::Element>(b, strip, piece);
+        for (int v = 0; v < kTileVectors * strip.count; v += strip.vectors)
+          for (int64_t t = 0; t < tiles_->count; ++t)
+            f(piece, t, v / kTileVectors, (v + strip.vectors) / kTileVectors,
+              [&](Sums from, Sums to) { run_tile(piece, t, strip.vectors, v, panels, from, to); });
+      });
+    }
+  }
+
+  // Calls f with the strip's panels over the piece: where they lie, or packed or widened into L1.
+  template <class F>
+  void with_panels(const Strips<Word>& b, const Strip& strip, const Piece& piece, F&& f) {
+    if constexpr (std::is_same_v<Word, float>) {
+      // Widening in register costs less than widening into L1 does, unless for many tiles.
+      constexpr int64_t kFewTiles = 2;
+      if (b.packed() && tiles_->count <= kFewTiles && b.dtype() == DType::f16)
+        return f(b.template packed_panels<f16>(strip.panel, piece.depth));
+      if (tiles_->count <= kFewTiles && strip.vectors != 3 && widens_pairs(b))
+        return f(b.template packed_panels<bf16x2>(strip.panel, piece.depth));
+    }
+    if (b.in_place(strip.panel, strip.count)) return f(b.panels_in_place(strip.panel, piece.depth));
+    f(b.panels(strip.panel, strip.count, piece.depth, piece.kc, room_));
+  }
+
+  // Whether tiles can widen pairs in register. Those of 4 × 3 have no register left for it.
+  static bool widens_pairs(const Strips<Word>& b) {
+    return std::is_same_v<Word, float> && b.packed() && b.dtype() == DType::bf16;
+  }
+
+  // Tiles over several panels fetch by themselves.
+  template <class B>
+  void fetch_ahead(const Strips<Word>& b, const Strip& strip, const Piece& piece) {
+    upcoming_.panel = {};
+    if (strip.count > 1) return;
+    upcoming_.panel = b.upcoming(strip.panel, piece.depth, piece.kc, tiles_->count);
+    upcoming_.panel.spread_over(tiles_->count * (piece.kc / kDepthOf<B> / kWordsPerTurn));
+  }
+
+  // Tile t at vector v of the panels, over a piece.
+  template <class B>
+  void run_tile(const Piece& piece, int64_t t, int vectors, int v, Panels<B> panels, Sums from,
+                Sums to) {
+    const int panel = v / kTileVectors;
+    from.data += from.data ? panel * from.panel : 0;
+    to.data += panel * to.panel;
+    panels.data += panel * panels.panel;
+    const Share rows = tiles_->of(t);
+    const auto with = [&](auto a) {
+      any_tile(static_cast<int>(rows.end - rows.begin), vectors, v % kTileVectors,
+               divide_up(piece.kc, kDepthOf<B>), a, panels, upcoming_, from, to);
+    };
+    if constexpr (std::is_same_v<B, float>)
+      if (rows_in_place_)
+        return with(
+            RowsInPlace{at<float>(p_.a, tiles_->row + rows.begin, piece.depth), p_.a.row_stride});
+    with(PackedRows<Word>{block_ + t * stride_ + words(piece.depth - depth_) * kTileRows});
   }
 
   // Packing A costs as much as multiplying it with about one vector of columns.
@@ -309,8 +387,8 @@ class Blocked {
   const bool cut_;  // k is, and sums wait for its next part
   const bool rows_in_place_;
 
-  int64_t row_ = 0, count_ = 0, tiles_ = 0, stride_ = 0, depth_ = 0, kc_ = 0;
-  int height_ = 0;
+  const RowTiles* tiles_ = nullptr;
+  int64_t stride_ = 0, depth_ = 0, kc_ = 0;
   Word *block_ = nullptr, *room_ = nullptr;
   float *sums_ = nullptr, *gate_sums_ = nullptr;
 };

@@ -12,10 +12,9 @@ namespace lanewise::LANEWISE_TARGET {
 // 24 accumulators, and leave registers for the loads. Fewer rows take more lines, to have as many
 // chains of sums.
 inline constexpr int kDotRows = 4;
+inline constexpr int kDotChains = kRegisters == 32 ? 24 : 12;
 template <int ROWS>
-inline constexpr int kDotLines = kRegisters == 32 || ROWS <= 2 ? 6
-                                 : ROWS == 3                   ? 4
-                                                               : 3;
+inline constexpr int kDotLines = kDotChains / ROWS < 6 ? kDotChains / ROWS : 6;
 
 // How a row of x lies in memory beside a weight of type T: elements of k that one step multiplies,
 // and words of x that it reads. Beside bfloat16, whose vectors come apart into even and odd
@@ -90,7 +89,7 @@ LANEWISE_INLINE void dot_step(const X* x, int64_t ldx, const T* w, int64_t ldw,
 }
 
 // c[r · ldc + l] = (accumulate ? c : 0) + Σ_i x[r][i] · w[l · ldw + i], i < k. Where `ahead` is not
-// 0, fetches the lines that lie so many elements further on into L2: at a few kilobytes a line, the
+// 0, fetches the lines that lie so many elements further on: at a few kilobytes a line, the
 // machine's own prefetchers start anew on each.
 template <int ROWS, int LINES, class T, class X>
 void dot_tile(int64_t k, const X* x, int64_t ldx, const T* w, int64_t ldw, int64_t ahead, float* c,
@@ -103,7 +102,7 @@ void dot_tile(int64_t k, const X* x, int64_t ldx, const T* w, int64_t ldw, int64
       dot_step<ROWS, LINES>(x, ldx, w + i, ldw, acc);
       if constexpr (decltype(fetching)::value)
 #pragma GCC unroll 8
-        for (int l = 0; l < LINES; ++l) __builtin_prefetch(w + i + ahead + l * ldw, 0, 2);
+        for (int l = 0; l < LINES; ++l) __builtin_prefetch(w + i + ahead + l * ldw, 0, 3);
     }
   };
   if (ahead)
@@ -134,21 +133,27 @@ void dot_tile(int64_t k, const X* x, int64_t ldx, const T* w, int64_t ldw, int64
     }
 }
 
-// Elements of k at a time: so many that the lines of a group stay in L1 while the rows pass, and
-// that the sums at the end of a chain cost little beside it.
-inline constexpr int64_t kDotDepth = 512;
+// Elements of k at a time. Where many rows pass, the lines of a group stay in L1 meanwhile; where
+// all pass at once, sums are folded only where the chains of the lanes would grow too long.
+inline constexpr int64_t kDotDepth = 1024, kDotDepthAtOnce = 512 * kLanes;
 
-// c[r · ldc + l] for all `rows` of x and `lines` of the weight, LINES at a time.
+// c[r · ldc + l] for all `rows` of x and `lines` of the weight, LINES at a time. `far`: the weight
+// comes from memory, and is fetched a group ahead.
 template <int LINES, class T, class X>
 void dot_products(int64_t k, const X* x, int64_t ldx, int rows, const T* w, int64_t ldw, int lines,
-                  float* c, int64_t ldc) {
+                  bool far, float* c, int64_t ldc) {
+  constexpr int kMostRows = kDotChains / LINES < kDotRows ? kDotChains / LINES : kDotRows;
+  const int passes = (rows + kMostRows - 1) / kMostRows;
+  const int64_t most = passes == 1 ? kDotDepthAtOnce : kDotDepth;
   const auto group = [&]<int N>(int l, Rows<N>) {
-    for (int64_t depth = 0; depth == 0 || depth < k; depth += kDotDepth) {
-      const int64_t kc = k - depth < kDotDepth ? k - depth : kDotDepth;
-      for (int r = 0; r < rows; r += kDotRows) {
-        with_rows<kDotRows>(rows - r < kDotRows ? rows - r : kDotRows, [&]<int ROWS>(Rows<ROWS>) {
+    for (int64_t depth = 0; depth == 0 || depth < k; depth += most) {
+      const int64_t kc = k - depth < most ? k - depth : most;
+      for (int pass = 0; pass < passes; ++pass) {
+        // Of equal height within one: 5 rows are 3 + 2, as 4 + 1 would leave the FMA units idle.
+        const int r = rows * pass / passes, height = rows * (pass + 1) / passes - r;
+        with_rows<kMostRows>(height, [&]<int ROWS>(Rows<ROWS>) {
           dot_tile<ROWS, N>(kc, x + r * ldx + dot_words<T>(depth), ldx, w + l * ldw + depth, ldw,
-                            r == 0 ? LINES * ldw : 0, c + r * ldc + l, ldc, depth > 0);
+                            far && pass == 0 ? LINES * ldw : 0, c + r * ldc + l, ldc, depth > 0);
         });
       }
     }

@@ -13,7 +13,8 @@ namespace {
 
 // Few rows: x arranged once, then dot products with the weight's own lines.
 template <class T>
-void multiply_dots(const GemmParams& p, const typename DotStep<T>::Word* x, Share lines) {
+void multiply_dots(const GemmParams& p, const GemmPlan& plan, const typename DotStep<T>::Word* x,
+                   Share lines) {
   const int64_t ldx = dot_words<T>(p.k);
   const int rows = static_cast<int>(p.m);
   with_rows<kDotRows>(rows < kDotRows ? rows : kDotRows, [&]<int ROWS>(Rows<ROWS>) {
@@ -21,8 +22,8 @@ void multiply_dots(const GemmParams& p, const typename DotStep<T>::Word* x, Shar
     float* sums = scratch_of<float>(Scratch::tile, 2 * p.m * kTileCols);
     float* gate_sums = p.gated ? sums + p.m * kTileCols : nullptr;
     const auto products = [&](const MatrixRef& b, int64_t col, int cols, float* c) {
-      dot_products<kDotLines<ROWS>>(p.k, x, ldx, rows, at<T>(b, 0, col), b.col_stride, cols, c,
-                                    kTileCols);
+      dot_products<kDotLines<ROWS>>(p.k, x, ldx, rows, at<T>(b, 0, col), b.col_stride, cols,
+                                    plan.far, c, kTileCols);
     };
     for (int64_t col = lines.begin; col < lines.end; col += kWidth) {
       const int cols = static_cast<int>(least(kWidth, lines.end - col));
@@ -109,7 +110,11 @@ constexpr int64_t kSerialWork = 1 << 16;
 void multiply(const GemmParams& p, int threads, const GemmParams* next = nullptr) {
   const double work = static_cast<double>(p.m) * p.n * p.k;
   if (work < kSerialWork || in_parallel()) threads = 1;
-  const GemmShape shape = {.m = p.m, .n = p.n, .k = p.k, .right = layout_of(p)};
+  const GemmShape shape = {.m = p.m,
+                           .n = p.n,
+                           .k = p.k,
+                           .right = layout_of(p),
+                           .right_bytes = p.b.matrix.dtype == DType::f32 ? 4 : 2};
   const TileShape tile = {kTileRows, kTileCols};
   const GemmPlan first = plan_gemm(shape, tile, caches(), threads);
   if (first.method == Method::axpy) {
@@ -120,7 +125,7 @@ void multiply(const GemmParams& p, int threads, const GemmParams* next = nullptr
     return with_dtype(p.a.dtype, [&](auto element) {
       using T = decltype(element);
       const auto* x = arrange_rows<T>(p);
-      parallel(threads, [&](int t, int n) { multiply_dots<T>(p, x, Share(p.n, t, n)); });
+      parallel(threads, [&](int t, int n) { multiply_dots<T>(p, first, x, Share(p.n, t, n)); });
     });
   }
   parallel(threads, [&](int t, int n) {
@@ -169,18 +174,17 @@ void pack_panels(const PackParams& p) {
   const MatrixRef& m = p.matrix;
   const auto each_panel = [&](auto&& pack) {
     parallel_ranges(divide_up(p.n, kTileCols), 4, p.threads, [&](int64_t begin, int64_t end) {
-      for (int64_t q = begin; q < end; ++q)
-        pack(q, static_cast<int>(least(kTileCols, p.n - q * kTileCols)));
+      for (int64_t q = begin; q < end; ++q) pack(q);
     });
   };
   if (m.dtype == DType::f16) {
     constexpr int64_t kStrip = 256;  // of k: what is widened on the way stays in L1
-    each_panel([&](int64_t q, int lines) {
+    each_panel([&](int64_t q) {
       float strip[kStrip * kTileCols] = {};
       for (int64_t depth = 0; depth < p.k; depth += kStrip) {
         const int64_t kc = least(kStrip, p.k - depth);
-        pack_panel<kTileCols>(at<f16>(m, depth, q * kTileCols), m.col_stride, m.row_stride, lines,
-                              kc, strip);
+        pack_panel<kTileCols>(at<f16>(m, depth, q * kTileCols), m.col_stride, m.row_stride,
+                              p.n - q * kTileCols, kTileCols, kc, strip);
         convert_row(strip, static_cast<f16*>(p.panels) + (q * p.k + depth) * kTileCols,
                     kc * kTileCols);
       }
@@ -188,10 +192,10 @@ void pack_panels(const PackParams& p) {
     return;
   }
   const auto pack_words = [&]<class T, class Word>(T, Word) {
-    each_panel([&](int64_t q, int lines) {
+    each_panel([&](int64_t q) {
       pack_panel<kTileCols>(
-          at<T>(m, 0, q * kTileCols), m.col_stride, m.row_stride, lines, p.k,
-          static_cast<Word*>(p.panels) + q * divide_up(p.k, kDepthOf<Word>) * kTileCols);
+          at<T>(m, 0, q * kTileCols), m.col_stride, m.row_stride, p.n - q * kTileCols, kTileCols,
+          p.k, static_cast<Word*>(p.panels) + q * divide_up(p.k, kDepthOf<Word>) * kTileCols);
     });
   };
   if (m.dtype == DType::f32)

@@ -20,6 +20,7 @@ enum class Layout : int { packed, columns, rows, strided };
 struct GemmShape {
   int64_t m, n, k;
   Layout right;
+  int64_t right_bytes = 4;  // of an element of the right operand
 };
 
 struct TileShape {
@@ -34,6 +35,7 @@ struct GemmPlan {
   int row_threads, col_threads;
   int64_t mc, nc, kc;
   int64_t chain;  // of k that is summed in registers before it is added to what there is
+  bool far;       // the right operand fits no cache
 };
 
 namespace plan_detail {
@@ -77,10 +79,12 @@ inline GemmPlan plan_gemm(const GemmShape& s, const TileShape& tile, const Cache
 
   const int64_t k = most(s.k, 1);
   plan.chain = divide_up(divide_up(k, divide_up(k, kDepth)), 2) * 2;  // even: bfloat16 has pairs
-  // One tile of rows passes over panels once: they are best read from end to end.
-  plan.kc = s.right == Layout::packed && s.m <= tile.rows ? k : plan.chain;
+  // Where all of A stays in L2, panels are best read from end to end, and no sums wait.
+  plan.kc = divide_up(s.m, tile.rows) * tile.rows * k * 4 <= caches.l2 / 2 ? k : plan.chain;
   const int64_t rows_in_l2 = caches.l2 / 2 / (plan.kc * 4);
   plan.mc = most(rows_in_l2 / tile.rows, 1) * tile.rows;
+
+  plan.far = s.n * s.k > caches.l3 / s.right_bytes;
 
   plan.row_threads = 1;
   plan.col_threads = threads;

@@ -1,10 +1,14 @@
-// The register tile: ROWS × (kTileVectors · kLanes) outputs held in registers while k runs.
+// The register tile: ROWS × VECTORS · kLanes outputs held in registers while k runs.
 //
 // Budget, 16 registers (AVX2, SSE2): 6 rows × 2 vectors = 12 accumulators, 2 vectors of B, one
 // broadcast of A, one spare. 32 registers (AVX-512, NEON): 14 × 2 = 28 accumulators and 2 of B; A
-// is broadcast by the FMA's own memory operand (AVX-512) or by lane. Each k costs ROWS · 2 FMAs
-// against ROWS + 2 loads, so the FMA units bind, not the load ports; 12 chains cover the FMA
-// latency (4–5 cycles on two units).
+// is broadcast by the FMA's own memory operand (AVX-512) or by lane. Each k costs ROWS · VECTORS
+// FMAs against ROWS + VECTORS loads, so the FMA units bind, not the load ports.
+//
+// An FMA takes 4 or 5 cycles and two start in each (four on arm64): fewer than 10 (16) chains of
+// sums leave the units idle. So low tiles are wide, and reach over several panels of B: 4 × 3,
+// 3 × 4, 2 × 6. No sum is ever split into several chains along k: a row has the same bits whatever
+// the number of rows beside it.
 #pragma once
 
 #include "gemm/words.h"
@@ -12,8 +16,19 @@
 namespace lanewise::LANEWISE_TARGET {
 
 inline constexpr int kTileRows = kRegisters == 32 ? 14 : 6;
-inline constexpr int kTileVectors = 2;
+inline constexpr int kTileVectors = 2;  // of the highest tile, and of a panel of B
 inline constexpr int kTileCols = kTileVectors * kLanes;
+
+// Vectors of B beside so many rows.
+constexpr int tile_vectors(int rows) {
+  if (rows <= 2) return 6;
+  if (kRegisters == 32) return rows <= 7 ? 4 : 2;
+  return rows == 3 ? 4 : rows == 4 ? 3 : 2;
+}
+inline constexpr int kMostTileVectors = 6;
+
+// Panels that tiles of so many vectors cover evenly: one tile does, or two of three vectors.
+constexpr int panels_of_tiles(int vectors) { return vectors % 2 ? vectors : vectors / 2; }
 
 // Rows of A as a tile reads them, a word at a time: packed side by side, or where they lie.
 template <class Word>
@@ -22,7 +37,6 @@ struct PackedRows {
   const Word* data;
   Word word(int row) const { return data[row]; }
   void advance(int words) { data += words * kTileRows; }
-  PackedRows from(int64_t words) const { return {data + words * kTileRows}; }
 };
 struct RowsInPlace {
   using Element = float;
@@ -30,37 +44,79 @@ struct RowsInPlace {
   int64_t stride;
   float word(int row) const { return data[row * stride]; }
   void advance(int words) { data += words; }
-  RowsInPlace from(int64_t words) const { return {data + words, stride}; }
 };
 
-// sums[r][:] += a[r] · b[:], over the k of one word of B. Where A is float32 and B pairs, a word of
+// Panels of B: word i of column c of panel p at data[p · panel + i · ld + c].
+template <class Word>
+struct Panels {
+  using Element = Word;
+  const Word* data;
+  int64_t ld = kTileCols;
+  int64_t panel = 0;
+};
+
+// Where vector v of a tile is that begins in half HALF of its first panel.
+template <int HALF>
+constexpr int panel_of(int v) {
+  return (HALF + v) / kTileVectors;
+}
+template <int HALF>
+constexpr int column_of(int v) {
+  return (HALF + v) % kTileVectors * kLanes;
+}
+
+// Whether words of B are pairs that widen in register.
+template <class A, class B>
+inline constexpr bool kWidens = kDepthOf<B> > kDepthOf<typename A::Element>;
+
+// sums[r][v] += a[r] · b[v], over the k of one word of B. Where A is float32 and B pairs, a word of
 // B meets two of A, one after the other.
-template <int ROWS, class A, class B>
-LANEWISE_INLINE void multiply_word(A& a, const B* b, f32v (&sums)[ROWS][kTileVectors]) {
-  decltype(load(b)) bv[kTileVectors];
-#pragma GCC unroll 4
-  for (int v = 0; v < kTileVectors; ++v) bv[v] = load(b + v * kLanes);
-  constexpr bool kTwo = kDepthOf<B> > kDepthOf<typename A::Element>;
+template <int ROWS, int VECTORS, int HALF, class A, class B>
+LANEWISE_INLINE void multiply_word(A& a, const B* const* panels, int64_t at,
+                                   f32v (&sums)[ROWS][VECTORS]) {
+  const auto multiply = [&](auto widen) LANEWISE_LAMBDA {
+    const auto vector = [&](int v) LANEWISE_LAMBDA {
+      return widen(load(panels[panel_of<HALF>(v)] + at + column_of<HALF>(v)));
+    };
+    if constexpr (kWidens<A, B> && kRegisters == 16 && ROWS > 2 && VECTORS > kTileVectors) {
+      // No register is left to keep either of the two: one accumulator in memory costs a third of
+      // the speed, a broadcast for every product only loads, which have slots to spare.
+#pragma GCC unroll 8
+      for (int v = 0; v < VECTORS; ++v) {
+        __asm__ volatile("" ::: "memory");  // or the compiler keeps them after all
+        const auto bv = vector(v);
 #pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r) {
-    const auto av = broadcast(a.word(r));
-#pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v) {
-      if constexpr (kTwo)
-        sums[r][v] += av * widen_even(bv[v]);
-      else
-        sums[r][v] = multiply_add(av, bv[v], sums[r][v]);
-    }
-  }
-  a.advance(1);
-  if constexpr (kTwo) {
+        for (int r = 0; r < ROWS; ++r)
+          sums[r][v] = multiply_add(broadcast(a.word(r)), bv, sums[r][v]);
+      }
+    } else if constexpr (ROWS < VECTORS) {  // the fewer of the two stay in registers
+      decltype(broadcast(a.word(0))) av[ROWS];
 #pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r) {
-      const auto av = broadcast(a.word(r));
-#pragma GCC unroll 4
-      for (int v = 0; v < kTileVectors; ++v) sums[r][v] += av * widen_odd(bv[v]);
+      for (int r = 0; r < ROWS; ++r) av[r] = broadcast(a.word(r));
+#pragma GCC unroll 8
+      for (int v = 0; v < VECTORS; ++v) {
+        const auto bv = vector(v);
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; ++r) sums[r][v] = multiply_add(av[r], bv, sums[r][v]);
+      }
+    } else {
+      decltype(vector(0)) bv[VECTORS];
+#pragma GCC unroll 8
+      for (int v = 0; v < VECTORS; ++v) bv[v] = vector(v);
+#pragma GCC unroll 16
+      for (int r = 0; r < ROWS; ++r) {
+        const auto av = broadcast(a.word(r));
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; ++v) sums[r][v] = multiply_add(av, bv[v], sums[r][v]);
+      }
     }
     a.advance(1);
+  };
+  if constexpr (kWidens<A, B>) {
+    multiply([](pairs v) LANEWISE_LAMBDA { return widen_even(v); });
+    multiply([](pairs v) LANEWISE_LAMBDA { return widen_odd(v); });
+  } else {
+    multiply([](auto v) LANEWISE_LAMBDA { return v; });
   }
 }
 
@@ -112,62 +168,67 @@ struct Fetches {
 // Words of B between two turns of what is fetched.
 inline constexpr int64_t kWordsPerTurn = 8;
 
-// acc[r][:] += Σ a[i][r] · b[i·ldb + :] over the words i of B.
-// CHAINS words at a time go into sums of their own: a few rows do not cover the FMA's latency.
-template <int ROWS, int CHAINS, class A, class B>
-LANEWISE_INLINE void multiply_tile(int64_t words, A a, const B* b, int64_t ldb,
-                                   Fetches& upcoming, f32v (&acc)[ROWS][kTileVectors]) {
-  static_assert(kWordsPerTurn % CHAINS == 0);
-  int64_t i = 0;
-  f32v chains[CHAINS][ROWS][kTileVectors] = {};
-  while (i + CHAINS <= words) {
-    upcoming.fetch();
-    const int64_t turn = i + kWordsPerTurn < words ? i + kWordsPerTurn : words;
-    for (; i + CHAINS <= turn; i += CHAINS)
-#pragma GCC unroll 4
-      for (int c = 0; c < CHAINS; ++c, b += ldb) multiply_word<ROWS>(a, b, chains[c]);
-  }
-#pragma GCC unroll 4
-  for (int c = 0; c < CHAINS; ++c)
-#pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < kTileVectors; ++v)
-        acc[r][v] = c ? acc[r][v] + chains[c][r][v] : chains[c][r][v];
-  for (; i < words; ++i, b += ldb) multiply_word<ROWS>(a, b, acc);
+// The lines of a panel's row that come kAhead later, into L1.
+inline constexpr int64_t kAhead = 2048;  // bytes
+template <class B>
+LANEWISE_INLINE void fetch_row(const B* row) {
+  const char* next = reinterpret_cast<const char*>(row) + kAhead;
+#pragma GCC unroll 2
+  for (int64_t byte = 0; byte < kTileCols * static_cast<int64_t>(sizeof(B)); byte += 64)
+    __builtin_prefetch(next + byte, 0, 3);
 }
 
-// Chains of sums where the whole product has `ROWS` rows. (Never fewer rows of a higher product:
-// the order of its sums must not depend on how its rows are cut.)
-template <int ROWS>
-inline constexpr int kChainsOf = ROWS == 1   ? 4
-                                 : ROWS <= 3 ? 2
-                                             : 1;
+// acc = a · b over `words` words of B. Tiles over several panels fetch what lies a little further
+// on in each; one panel is a single stream that the machine follows by itself.
+template <int ROWS, int VECTORS, int HALF, class A, class B>
+LANEWISE_INLINE void multiply_tile(int64_t words, A a, Panels<B> b, Fetches& upcoming,
+                                   f32v (&acc)[ROWS][VECTORS]) {
+  constexpr int kPanels = panel_of<HALF>(VECTORS - 1) + 1;
+  const B* panels[kPanels];
+#pragma GCC unroll 4
+  for (int p = 0; p < kPanels; ++p) panels[p] = b.data + p * b.panel;
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; ++v) acc[r][v] = f32v{};
+  int64_t at = 0;
+  for (int64_t i = 0; i < words;) {
+    upcoming.fetch();
+    const int64_t turn = i + kWordsPerTurn < words ? i + kWordsPerTurn : words;
+    for (; i < turn; ++i, at += b.ld) {
+      if constexpr (kPanels > 1)
+#pragma GCC unroll 4
+        for (int p = 0; p < kPanels; ++p) fetch_row(panels[p] + at);
+      multiply_word<ROWS, VECTORS, HALF>(a, panels, at, acc);
+    }
+  }
+}
 
-// Where a tile of sums lies; null is nowhere.
+// Where the sums of a tile lie, panel by panel; null is nowhere.
 struct Sums {
   float* data;
   int64_t ld;
+  int64_t panel;
 };
 
-// to = from + a · b, whole tiles of kTileCols columns; `from.data` null is zero. What is there
-// already is added last: a sum of short sums errs less than one long chain.
-template <int ROWS, int CHAINS, class A, class B>
-void tile(int64_t words, A a, const B* b, int64_t ldb, Fetches& upcoming, Sums from,
-          Sums to) {
-  f32v acc[ROWS][kTileVectors];
-  multiply_tile<ROWS, CHAINS>(words, a, b, ldb, upcoming, acc);
+// to = from + a · b; `from.data` null is zero. What is there already is added last: a sum of short
+// sums errs less than one long chain.
+template <int ROWS, int VECTORS, int HALF, class A, class B>
+void tile(int64_t words, A a, Panels<B> b, Fetches& upcoming, Sums from, Sums to) {
+  f32v acc[ROWS][VECTORS];
+  multiply_tile<ROWS, VECTORS, HALF>(words, a, b, upcoming, acc);
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v) {
-      const int at = v * kLanes;
-      const f32v sum = from.data ? load(from.data + r * from.ld + at) + acc[r][v] : acc[r][v];
-      store(to.data + r * to.ld + at, sum);
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; ++v) {
+      const int panel = panel_of<HALF>(v), col = column_of<HALF>(v);
+      const float* was = from.data + r * from.ld + panel * from.panel + col;
+      store(to.data + r * to.ld + panel * to.panel + col,
+            from.data ? load(was) + acc[r][v] : acc[r][v]);
     }
 }
 
-// Calls f(Rows<rows>{}) for a run-time row count, 1 ≤ rows ≤ kTileRows.
+// Calls f(Rows<rows>{}) for a run-time row count, 1 ≤ rows ≤ N.
 template <int N>
 struct Rows {
   static constexpr int value = N;
@@ -180,12 +241,22 @@ LANEWISE_INLINE void with_rows(int rows, F&& f) {
   f(Rows<N>{});
 }
 
-// Rows per tile that cut m rows into the fewest tiles of nearly equal height: 16 rows are 8 + 8,
-// not 14 + 2, since a low tile loads as much of B as a high one.
-inline int balanced_rows(int64_t m) {
-  if (m <= 0) return 1;
-  const int64_t tiles = (m + kTileRows - 1) / kTileRows;
-  return static_cast<int>((m + tiles - 1) / tiles);
+// Multiplies `vectors` vectors of columns that begin in half `half` of the first panel of b.
+template <class A, class B>
+void any_tile(int rows, int vectors, int half, int64_t words, A a, Panels<B> b, Fetches& upcoming,
+              Sums from, Sums to) {
+  with_rows(rows, [&]<int ROWS>(Rows<ROWS>) {
+    constexpr int kWide = tile_vectors(ROWS);
+    if (vectors == kTileVectors)
+      return tile<ROWS, kTileVectors, 0>(words, a, b, upcoming, from, to);
+    // Beside a tile of four rows there may be one of three.
+    if constexpr ((kWide == 3 || tile_vectors(ROWS + 1) == 3) && !kWidens<A, B>) {
+      if (vectors == 3 && half == 0) return tile<ROWS, 3, 0>(words, a, b, upcoming, from, to);
+      if (vectors == 3) return tile<ROWS, 3, 1>(words, a, b, upcoming, from, to);
+    }
+    if constexpr (kWide > kTileVectors && kWide != 3)
+      tile<ROWS, kWide, 0>(words, a, b, upcoming, from, to);
+  });
 }
 
 }  // namespace lanewise::LANEWISE_TARGET

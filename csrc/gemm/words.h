@@ -9,7 +9,8 @@
 
 namespace lanewise::LANEWISE_TARGET {
 
-struct bf16x2 {
+// May lie at any address that a bfloat16 may.
+struct __attribute__((packed, aligned(2))) bf16x2 {
   uint32_t bits;  // the even element of k in the lower half
 };
 
@@ -26,16 +27,18 @@ template <>
 inline constexpr int kDepthOf<bf16x2> = 2;
 
 using pairs = u32v;
+namespace unaligned {
+using pairs = uint32_t __attribute__((vector_size(kLanes * 4), aligned(2), may_alias));
+}  // namespace unaligned
 
 LANEWISE_INLINE pairs load(const bf16x2* p) {
-  return reinterpret_cast<pairs>(load(reinterpret_cast<const float*>(p)));
+  return *reinterpret_cast<const unaligned::pairs*>(p);
 }
-LANEWISE_INLINE void store(bf16x2* p, pairs v) { store(reinterpret_cast<float*>(p), as_float(v)); }
+LANEWISE_INLINE void store(bf16x2* p, pairs v) { *reinterpret_cast<unaligned::pairs*>(p) = v; }
 LANEWISE_INLINE pairs broadcast(bf16x2 word) { return broadcast(word.bits); }
 
 LANEWISE_INLINE f32v widen_even(pairs v) { return as_float(v << 16); }
 LANEWISE_INLINE f32v widen_odd(pairs v) { return as_float(v & 0xffff0000u); }
-
 // sum + a · b over the k of one word. The machine's product of pairs reads subnormal bfloat16 as
 // zero, adds the odd product first and rounds in between.
 LANEWISE_INLINE f32v multiply_add(f32v a, f32v b, f32v sum) { return sum + a * b; }

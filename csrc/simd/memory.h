@@ -10,6 +10,19 @@ namespace lanewise::LANEWISE_TARGET {
 LANEWISE_INLINE f32v load(const float* p) { return *reinterpret_cast<const unaligned::f32v*>(p); }
 LANEWISE_INLINE void store(float* p, f32v v) { *reinterpret_cast<unaligned::f32v*>(p) = v; }
 
+// The lower half of the lanes from one place, the upper half from another.
+#if LANEWISE_LANES >= 8
+LANEWISE_INLINE f32v load_halves(const void* low, const void* high) {
+  using half = float __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
+  const auto a = *static_cast<const half*>(low), b = *static_cast<const half*>(high);
+#if LANEWISE_LANES == 16
+  return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
+  return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7);
+#endif
+}
+#endif
+
 LANEWISE_INLINE u16v load_u16(const void* p) { return *static_cast<const unaligned::u16v*>(p); }
 LANEWISE_INLINE void store_u16(void* p, u16v v) { *static_cast<unaligned::u16v*>(p) = v; }
 

@@ -297,7 +297,8 @@ void check_gemm(const Table& t, DType type, const std::string& name) {
           return sum;
         };
         const int64_t panels = (n + t.panel_width - 1) / t.panel_width;
-        Array packed(type, panels * k * t.panel_width);
+        const int64_t depth = type == DType::bf16 ? k + k % 2 : k;  // its panels hold pairs
+        Array packed(type, panels * depth * t.panel_width);
         t.pack_panels({.matrix = {b.data(), type, n, 1},
                        .n = n,
                        .k = k,
