@@ -51,11 +51,14 @@ wheel: build
 # not instrumented, so the runtimes are preloaded; torch leaks at exit and defines symbols twice.
 SANITIZED := build/sanitize
 SANITIZER_FLAGS := -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all
+# One of each width: the widest with the compiler's lowering as well takes minutes to instrument.
+SANITIZED_TARGETS := generic avx2 avx512bf16 neon
 SANITIZER_TESTS := tests/test_guard_pages.py tests/test_rope.py tests/test_errors.py \
                    $(wildcard tests/test_*_kernel.py)
 
 test-sanitize: $(VENV)/installed
-	@LANEWISE_CFLAGS="$(SANITIZER_FLAGS) -O1 -g1" LANEWISE_LDFLAGS="$(SANITIZER_FLAGS)" \
+	@LANEWISE_BUILD_TARGETS="$(SANITIZED_TARGETS)" \
+	  LANEWISE_CFLAGS="$(SANITIZER_FLAGS) -O1 -g1" LANEWISE_LDFLAGS="$(SANITIZER_FLAGS)" \
 	  $(PY) setup.py -q build_py --build-lib $(SANITIZED) \
 	  build_ext --build-lib $(SANITIZED) --build-temp build/objects-sanitize
 	@LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so) \

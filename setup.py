@@ -22,10 +22,13 @@ from torch.utils.cpp_extension import library_paths as torch_library_paths
 ROOT = Path(__file__).parent.resolve()
 
 # Compiler flags of every instruction set, lowest level first: the order of the dispatch.
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
 X86 = {
     "generic": [],
-    "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"],
+    "avx2": AVX2,
+    "avx512": AVX512,
+    "avx512bf16": [*AVX512, "-mavx512bf16"],
 }
 ARM64 = {
     "generic": ["-DLANEWISE_LANES=4"],
@@ -36,7 +39,10 @@ TARGETS = {"x86_64": X86, "amd64": X86, "aarch64": ARM64, "arm64": ARM64}[
 ]
 # The 16-lane source lowered to 8-lane registers: lets a machine without AVX-512 test that logic. It
 # is not there to be fast, and -O3 would take twice as long.
-TEST_TARGETS = {"wide": [*X86["avx2"], "-DLANEWISE_LANES=16", "-O2"]} if TARGETS is X86 else {}
+TEST_TARGETS = {"wide": [*AVX2, "-DLANEWISE_LANES=16", "-O2"]} if TARGETS is X86 else {}
+if chosen := os.environ.get("LANEWISE_BUILD_TARGETS", "").split():  # fewer, for sanitizers
+    TARGETS = {name: flags for name, flags in TARGETS.items() if name in chosen}
+    TEST_TARGETS = {name: flags for name, flags in TEST_TARGETS.items() if name in chosen}
 
 # The oldest torch whose stable ABI offers all that we call: 2.10.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"

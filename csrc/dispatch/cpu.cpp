@@ -60,9 +60,12 @@ bool cpu_runs(const char* target) {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");
   if (std::strcmp(target, "avx2") == 0 || std::strcmp(target, "wide") == 0) return avx2;
-  if (std::strcmp(target, "avx512") == 0)
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512dq");
+  if (std::strcmp(target, "avx512") == 0) return avx512;
+  if (std::strcmp(target, "avx512bf16") == 0)
+    return avx512 && __builtin_cpu_supports("avx512bf16");
 #elif defined(__aarch64__)
   if (std::strcmp(target, "neon") == 0) return getauxval(AT_HWCAP) & HWCAP_ASIMDHP;
 #endif
