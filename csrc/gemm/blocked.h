@@ -147,12 +147,19 @@ class Strips {
 // Some rows of A, cut into tiles of equal height within one: 13 rows are 5 + 4 + 4, not 6 + 6 + 1,
 // since a low tile loads as much of B as a high one.
 struct RowTiles {
-  int64_t row, rows;
-  int64_t count;
+  int64_t row, rows, count;
   RowTiles(int64_t row, int64_t rows)
-      : row(row), rows(rows), count(divide_up(rows > 0 ? rows : 1, kTileRows)) {}
-  Share of(int64_t t) const { return Share(rows, static_cast<int>(t), static_cast<int>(count)); }
-  int height() const { return static_cast<int>(divide_up(rows > 0 ? rows : 1, count)); }
+      : row(row),
+        rows(rows),
+        count(divide_up(rows > 0 ? rows : 1, kTileRows)),
+        low_(rows / count),
+        higher_(rows % count) {}
+  Share of(int64_t t) const { return {begin(t), begin(t + 1)}; }
+  int height() const { return static_cast<int>(low_ + (higher_ > 0)); }
+
+ private:
+  int64_t begin(int64_t t) const { return t * low_ + least(t, higher_); }
+  int64_t low_, higher_;  // rows of a low tile, and how many are one higher
 };
 
 // The tiles' rows of A at depths [depth, depth + kc), in panels that lie `stride` words apart.
@@ -197,8 +204,8 @@ class Blocked {
     if (next) {
       const int64_t turns = divide_up(rows.end - rows.begin, kTileRows) *
                             (panels.end - panels.begin) * words(p_.k) / kWordsPerTurn;
-      upcoming_.a = whole(next->a, p_.m, p_.k, turns);
-      upcoming_.b = whole(next->b.matrix, p_.k, p_.n, turns);
+      upcoming_.a = whole(next->a, p_.m, p_.k, turns / 2);
+      upcoming_.b = whole(next->b.matrix, p_.k, p_.n, turns / 2);
     }
     const int64_t step = plan_.nc / kTileCols;
     for (int64_t q = panels.begin; q < panels.end; q += step)
@@ -313,12 +320,12 @@ class Blocked {
     for (int64_t done = 0; done == 0 || done < kc_; done += plan_.chain) {
       const int64_t depth = depth_ + done, kc = least(plan_.chain, kc_ - done);
       const Piece piece = {depth, kc, depth == 0, depth + kc >= p_.k};
-      with_panels(b, strip, piece, [&](auto panels) {
-        fetch_ahead<typename decltype(panels)::Element>(b, strip, piece);
+      with_panels(b, strip, piece, [&](const auto& panels) {
+        fetch_ahead<typename std::remove_cvref_t<decltype(panels)>::Element>(b, strip, piece);
         for (int v = 0; v < kTileVectors * strip.count; v += strip.vectors)
           for (int64_t t = 0; t < tiles_->count; ++t)
             f(piece, t, v / kTileVectors, (v + strip.vectors) / kTileVectors,
-              [&](Sums from, Sums to) { run_tile(piece, t, strip.vectors, v, panels, from, to); });
+              [&](const Sums& from, const Sums& to) { run_tile(piece, t, strip.vectors, v, panels, from, to); });
       });
     }
   }
@@ -343,33 +350,34 @@ class Blocked {
     return std::is_same_v<Word, float> && b.packed() && b.dtype() == DType::bf16;
   }
 
-  // Tiles over several panels fetch by themselves.
+  // Tiles over several panels fetch by themselves; what is read in place is small.
   template <class B>
   void fetch_ahead(const Strips<Word>& b, const Strip& strip, const Piece& piece) {
     upcoming_.panel = {};
-    if (strip.count > 1) return;
+    if (strip.count > 1 || b.in_place(strip.panel, strip.count)) return;
     upcoming_.panel = b.upcoming(strip.panel, piece.depth, piece.kc, tiles_->count);
     upcoming_.panel.spread_over(tiles_->count * (piece.kc / kDepthOf<B> / kWordsPerTurn));
   }
 
   // Tile t at vector v of the panels, over a piece.
   template <class B>
-  void run_tile(const Piece& piece, int64_t t, int vectors, int v, Panels<B> panels, Sums from,
-                Sums to) {
-    const int panel = v / kTileVectors;
-    from.data += from.data ? panel * from.panel : 0;
-    to.data += panel * to.panel;
-    panels.data += panel * panels.panel;
-    const Share rows = tiles_->of(t);
-    const auto with = [&](auto a) {
-      any_tile(static_cast<int>(rows.end - rows.begin), vectors, v % kTileVectors,
-               divide_up(piece.kc, kDepthOf<B>), a, panels, upcoming_, from, to);
-    };
+  void run_tile(const Piece& piece, int64_t t, int vectors, int v, const Panels<B>& panels,
+                const Sums& from, const Sums& to) {
+    const int panel = v / kTileVectors, half = v % kTileVectors;
+    const Panels<B> b = {panels.data + panel * panels.panel, panels.ld, panels.panel};
+    const Sums was = {from.data ? from.data + panel * from.panel : nullptr, from.ld, from.panel};
+    const Sums now = {to.data + panel * to.panel, to.ld, to.panel};
+    const Share own = tiles_->of(t);
+    const int rows = static_cast<int>(own.end - own.begin);
+    const int64_t count = divide_up(piece.kc, kDepthOf<B>);
     if constexpr (std::is_same_v<B, float>)
-      if (rows_in_place_)
-        return with(
-            RowsInPlace{at<float>(p_.a, tiles_->row + rows.begin, piece.depth), p_.a.row_stride});
-    with(PackedRows<Word>{block_ + t * stride_ + words(piece.depth - depth_) * kTileRows});
+      if (rows_in_place_) {
+        const float* a = at<float>(p_.a, tiles_->row + own.begin, piece.depth);
+        return any_tile(rows, vectors, half, count, RowsInPlace{a, p_.a.row_stride}, b, upcoming_,
+                        was, now);
+      }
+    const Word* a = block_ + t * stride_ + words(piece.depth - depth_) * kTileRows;
+    any_tile(rows, vectors, half, count, PackedRows<Word>{a}, b, upcoming_, was, now);
   }
 
   // Packing A costs as much as multiplying it with about one vector of columns.

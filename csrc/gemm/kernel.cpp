@@ -1,5 +1,7 @@
 #include "gemm/kernel.h"
 
+#include <type_traits>
+
 #include "dispatch/cpu.h"
 #include "dispatch/parallel.h"
 #include "dispatch/scratch.h"
@@ -11,18 +13,24 @@ namespace lanewise::LANEWISE_TARGET {
 
 namespace {
 
+// Rows of x as dot products read them, `stride` words apart.
+template <class Word>
+struct DotRows {
+  const Word* data;
+  int64_t stride;
+};
+
 // Few rows: x arranged once, then dot products with the weight's own lines.
 template <class T>
-void multiply_dots(const GemmParams& p, const GemmPlan& plan, const typename DotStep<T>::Word* x,
-                   Share lines) {
-  const int64_t ldx = dot_words<T>(p.k);
+void multiply_dots(const GemmParams& p, const GemmPlan& plan,
+                   const DotRows<typename DotStep<T>::Word>& x, Share lines) {
   const int rows = static_cast<int>(p.m);
   with_rows<kDotRows>(rows < kDotRows ? rows : kDotRows, [&]<int ROWS>(Rows<ROWS>) {
     constexpr int kWidth = kTileCols / kDotLines<ROWS> * kDotLines<ROWS>;
     float* sums = scratch_of<float>(Scratch::tile, 2 * p.m * kTileCols);
     float* gate_sums = p.gated ? sums + p.m * kTileCols : nullptr;
     const auto products = [&](const MatrixRef& b, int64_t col, int cols, float* c) {
-      dot_products<kDotLines<ROWS>>(p.k, x, ldx, rows, at<T>(b, 0, col), b.col_stride, cols,
+      dot_products<kDotLines<ROWS>>(p.k, x.data, x.stride, rows, at<T>(b, 0, col), b.col_stride, cols,
                                     plan.far, c, kTileCols);
     };
     for (int64_t col = lines.begin; col < lines.end; col += kWidth) {
@@ -36,14 +44,16 @@ void multiply_dots(const GemmParams& p, const GemmPlan& plan, const typename Dot
   });
 }
 
-// All rows of x as dot products read them.
 template <class T>
-typename DotStep<T>::Word* arrange_rows(const GemmParams& p) {
+DotRows<typename DotStep<T>::Word> arrange_rows(const GemmParams& p) {
   using Word = typename DotStep<T>::Word;
-  const int64_t ldx = dot_words<T>(p.k);
-  Word* x = scratch_of<Word>(Scratch::shared_panels, p.m * ldx);
-  for (int64_t r = 0; r < p.m; ++r) arrange_row(at<T>(p.a, r, 0), p.a.col_stride, p.k, x + r * ldx);
-  return x;
+  if constexpr (std::is_same_v<T, float>)
+    if (p.a.col_stride == 1 && p.k % kLanes == 0) return {at<float>(p.a, 0, 0), p.a.row_stride};
+  const int64_t stride = dot_words<T>(p.k);
+  Word* x = scratch_of<Word>(Scratch::shared_panels, p.m * stride);
+  for (int64_t r = 0; r < p.m; ++r)
+    arrange_row(at<T>(p.a, r, 0), p.a.col_stride, p.k, x + r * stride);
+  return {x, stride};
 }
 
 // Few rows of float32 x [m][k], and a right operand whose rows are added up.
@@ -107,34 +117,36 @@ bool multiplies_pairs(const GemmParams& p) {
 // Multiply-adds below which a second thread costs more than it brings.
 constexpr int64_t kSerialWork = 1 << 16;
 
-void multiply(const GemmParams& p, int threads, const GemmParams* next = nullptr) {
-  const double work = static_cast<double>(p.m) * p.n * p.k;
-  if (work < kSerialWork || in_parallel()) threads = 1;
+GemmPlan plan_of(const GemmParams& p, int threads) {
   const GemmShape shape = {.m = p.m,
                            .n = p.n,
                            .k = p.k,
                            .right = layout_of(p),
                            .right_bytes = p.b.matrix.dtype == DType::f32 ? 4 : 2};
-  const TileShape tile = {kTileRows, kTileCols};
-  const GemmPlan first = plan_gemm(shape, tile, caches(), threads);
-  if (first.method == Method::axpy) {
+  return plan_gemm(shape, {kTileRows, kTileCols}, caches(), threads);
+}
+
+// One product, planned for `threads`; `next`, where given, comes after it.
+void multiply(const GemmParams& p, const GemmPlan& plan, int threads,
+              const GemmParams* next = nullptr) {
+  if (plan.method == Method::axpy) {
     const float* x = widen_rows(p);
-    return parallel(threads, [&](int t, int n) { multiply_axpy(p, first, x, Share(p.n, t, n)); });
+    return parallel(threads, [&](int t, int n) { multiply_axpy(p, plan, x, Share(p.n, t, n)); });
   }
-  if (first.method == Method::dot) {
+  if (plan.method == Method::dot) {
     return with_dtype(p.a.dtype, [&](auto element) {
       using T = decltype(element);
-      const auto* x = arrange_rows<T>(p);
-      parallel(threads, [&](int t, int n) { multiply_dots<T>(p, first, x, Share(p.n, t, n)); });
+      const auto x = arrange_rows<T>(p);
+      parallel(threads, [&](int t, int n) { multiply_dots<T>(p, plan, x, Share(p.n, t, n)); });
     });
   }
   parallel(threads, [&](int t, int n) {
-    const GemmPlan plan = n == threads ? first : plan_gemm(shape, tile, caches(), n);
-    const Share rows(p.m, t % plan.row_threads, plan.row_threads);
-    const Share panels(divide_up(p.n, kTileCols), t / plan.row_threads, plan.col_threads);
+    const GemmPlan own = n == threads ? plan : plan_of(p, n);
+    const Share rows(p.m, t % own.row_threads, own.row_threads);
+    const Share panels(divide_up(p.n, kTileCols), t / own.row_threads, own.col_threads);
     if constexpr (kMultipliesPairs)
-      if (multiplies_pairs(p)) return Blocked<bf16x2>(p, plan).multiply(rows, panels, next);
-    Blocked<float>(p, plan).multiply(rows, panels, next);
+      if (multiplies_pairs(p)) return Blocked<bf16x2>(p, own).multiply(rows, panels, next);
+    Blocked<float>(p, own).multiply(rows, panels, next);
   });
 }
 
@@ -155,19 +167,28 @@ GemmParams member(const GemmParams& p, int64_t i) {
 
 void gemm(const GemmParams& p) {
   if (p.batch == 0 || p.m == 0 || p.n == 0) return;
-  if (!p.a_offsets) return multiply(p, p.threads);
+  const double work = static_cast<double>(p.m) * p.n * p.k;
+  const auto threads_for = [&](double all) {
+    return all < kSerialWork || in_parallel() ? 1 : p.threads;
+  };
+  if (!p.a_offsets) {
+    const int threads = threads_for(work);
+    return multiply(p, plan_of(p, threads), threads);
+  }
   // Whole products per thread where they divide evenly enough, otherwise all threads on each.
   const bool whole = p.batch % p.threads == 0 || p.batch >= 8 * p.threads;
-  if (whole)
-    return parallel_ranges(p.batch, 1, p.threads, [&](int64_t begin, int64_t end) {
-      GemmParams now = member(p, begin);
-      for (int64_t i = begin; i < end; ++i) {
-        const GemmParams next = member(p, i + 1 < end ? i + 1 : i);
-        multiply(now, 1, i + 1 < end ? &next : nullptr);
-        now = next;
-      }
-    });
-  for (int64_t i = 0; i < p.batch; ++i) multiply(member(p, i), p.threads);
+  const int threads = whole ? 1 : threads_for(work);
+  const GemmPlan plan = plan_of(p, threads);
+  const auto range = [&](int64_t begin, int64_t end) {
+    GemmParams now = member(p, begin), next = now;
+    for (int64_t i = begin; i < end; ++i, now = next) {
+      const bool more = i + 1 < end;
+      if (more) next = member(p, i + 1);
+      multiply(now, plan, threads, more ? &next : nullptr);
+    }
+  };
+  if (whole) return parallel_ranges(p.batch, 1, threads_for(work * p.batch), range);
+  range(0, p.batch);
 }
 
 void pack_panels(const PackParams& p) {

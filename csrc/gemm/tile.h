@@ -72,11 +72,10 @@ inline constexpr bool kWidens = kDepthOf<B> > kDepthOf<typename A::Element>;
 // sums[r][v] += a[r] · b[v], over the k of one word of B. Where A is float32 and B pairs, a word of
 // B meets two of A, one after the other.
 template <int ROWS, int VECTORS, int HALF, class A, class B>
-LANEWISE_INLINE void multiply_word(A& a, const B* const* panels, int64_t at,
-                                   f32v (&sums)[ROWS][VECTORS]) {
+LANEWISE_INLINE void multiply_word(A& a, const B* const* panels, f32v (&sums)[ROWS][VECTORS]) {
   const auto multiply = [&](auto widen) LANEWISE_LAMBDA {
     const auto vector = [&](int v) LANEWISE_LAMBDA {
-      return widen(load(panels[panel_of<HALF>(v)] + at + column_of<HALF>(v)));
+      return widen(load(panels[panel_of<HALF>(v)] + column_of<HALF>(v)));
     };
     if constexpr (kWidens<A, B> && kRegisters == 16 && ROWS > 2 && VECTORS > kTileVectors) {
       // No register is left to keep either of the two: one accumulator in memory costs a third of
@@ -138,6 +137,8 @@ class Upcoming {
     each_turn_ = turns > 0 ? (lines + turns - 1) / turns : 0;
   }
 
+  bool empty() const { return each_turn_ == 0; }
+
   LANEWISE_INLINE void fetch() {
     for (int64_t i = 0; i < each_turn_; ++i) {
       __builtin_prefetch(next_, 0, 2);
@@ -155,13 +156,15 @@ class Upcoming {
   int64_t pieces_ = 0, stride_ = 0, bytes_ = 0, each_turn_ = 0;
 };
 
-// What a tile fetches: the panel that comes next, and the operands of the product after this one.
+// What tiles fetch: the panel that comes next; of the product after this one, first A, then B.
 struct Fetches {
   Upcoming panel, a, b;
   LANEWISE_INLINE void fetch() {
     panel.fetch();
-    a.fetch();
-    b.fetch();
+    if (a.empty())
+      b.fetch();
+    else
+      a.fetch();
   }
 };
 
@@ -181,7 +184,7 @@ LANEWISE_INLINE void fetch_row(const B* row) {
 // acc = a · b over `words` words of B. Tiles over several panels fetch what lies a little further
 // on in each; one panel is a single stream that the machine follows by itself.
 template <int ROWS, int VECTORS, int HALF, class A, class B>
-LANEWISE_INLINE void multiply_tile(int64_t words, A a, Panels<B> b, Fetches& upcoming,
+LANEWISE_INLINE void multiply_tile(int64_t words, A a, const Panels<B>& b, Fetches& upcoming,
                                    f32v (&acc)[ROWS][VECTORS]) {
   constexpr int kPanels = panel_of<HALF>(VECTORS - 1) + 1;
   const B* panels[kPanels];
@@ -191,15 +194,16 @@ LANEWISE_INLINE void multiply_tile(int64_t words, A a, Panels<B> b, Fetches& upc
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < VECTORS; ++v) acc[r][v] = f32v{};
-  int64_t at = 0;
   for (int64_t i = 0; i < words;) {
     upcoming.fetch();
     const int64_t turn = i + kWordsPerTurn < words ? i + kWordsPerTurn : words;
-    for (; i < turn; ++i, at += b.ld) {
+    for (; i < turn; ++i) {
       if constexpr (kPanels > 1)
 #pragma GCC unroll 4
-        for (int p = 0; p < kPanels; ++p) fetch_row(panels[p] + at);
-      multiply_word<ROWS, VECTORS, HALF>(a, panels, at, acc);
+        for (int p = 0; p < kPanels; ++p) fetch_row(panels[p]);
+      multiply_word<ROWS, VECTORS, HALF>(a, panels, acc);
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) panels[p] += b.ld;
     }
   }
 }
@@ -214,7 +218,8 @@ struct Sums {
 // to = from + a · b; `from.data` null is zero. What is there already is added last: a sum of short
 // sums errs less than one long chain.
 template <int ROWS, int VECTORS, int HALF, class A, class B>
-void tile(int64_t words, A a, Panels<B> b, Fetches& upcoming, Sums from, Sums to) {
+void tile(int64_t words, A a, const Panels<B>& b, Fetches& upcoming, const Sums& from,
+          const Sums& to) {
   f32v acc[ROWS][VECTORS];
   multiply_tile<ROWS, VECTORS, HALF>(words, a, b, upcoming, acc);
 #pragma GCC unroll 16
@@ -242,9 +247,10 @@ LANEWISE_INLINE void with_rows(int rows, F&& f) {
 }
 
 // Multiplies `vectors` vectors of columns that begin in half `half` of the first panel of b.
+// (Structs by reference: a copy made of halves just written waits for them to reach the cache.)
 template <class A, class B>
-void any_tile(int rows, int vectors, int half, int64_t words, A a, Panels<B> b, Fetches& upcoming,
-              Sums from, Sums to) {
+void any_tile(int rows, int vectors, int half, int64_t words, const A& a, const Panels<B>& b,
+              Fetches& upcoming, const Sums& from, const Sums& to) {
   with_rows(rows, [&]<int ROWS>(Rows<ROWS>) {
     constexpr int kWide = tile_vectors(ROWS);
     if (vectors == kTileVectors)
