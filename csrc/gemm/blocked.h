@@ -93,22 +93,26 @@ class Strips {
            (panel * divide_up(k_, kDepthOf<W>) + depth / kDepthOf<W>)*kTileCols;
   }
 
-  // What the tiles of this panel are to fetch: the next panel; or, where one tile reads a packed
-  // panel from end to end, what lies a little further on, as far as memory's latency asks for.
-  Upcoming upcoming(int64_t panel, int64_t depth, int64_t kc, int64_t tiles) const {
+  // What the tiles of `count` panels are to fetch: the panels after them; or, where one tile reads
+  // packed panels from end to end, what lies a little further on, as far as memory's latency asks.
+  Upcoming upcoming(int64_t panel, int64_t count, int64_t depth, int64_t kc, int64_t tiles) const {
     constexpr int64_t kFurther = 4096;
     const MatrixRef& m = right_.matrix;
     const auto* data = static_cast<const char*>(m.data);
     const int64_t size = m.dtype == DType::f32 ? 4 : 2;
     const int64_t pad = m.dtype == DType::bf16 ? k_ % 2 : 0;
+    const int64_t panel_bytes = (k_ + pad) * kTileCols * size;
     const auto packed = [&](int64_t of) {
-      return data + (of * (k_ + pad) + depth) * kTileCols * size;
+      return data + of * panel_bytes + depth * kTileCols * size;
     };
     if (!data) return {};
-    if (right_.packed && tiles == 1) return {packed(panel) + kFurther, 1, 0, kc * kTileCols * size};
-    const int64_t next = (panel + 1) * kTileCols, lines = least(kTileCols, n_ - next);
+    if (right_.packed && tiles == 1)
+      return {packed(panel) + kFurther, count, panel_bytes, kc * kTileCols * size};
+    const int64_t next = (panel + count) * kTileCols, lines = least(count * kTileCols, n_ - next);
     if (lines <= 0) return {};
-    if (right_.packed) return {packed(panel + 1), 1, 0, kc * kTileCols * size};
+    if (right_.packed)
+      return {packed(panel + count), divide_up(lines, kTileCols), panel_bytes,
+              kc * kTileCols * size};
     const char* first = data + (depth * m.row_stride + next * m.col_stride) * size;
     if (m.row_stride == 1) return {first, lines, m.col_stride * size, kc * size};
     if (m.col_stride == 1) return {first, kc, m.row_stride * size, lines * size};
@@ -321,11 +325,13 @@ class Blocked {
       const int64_t depth = depth_ + done, kc = least(plan_.chain, kc_ - done);
       const Piece piece = {depth, kc, depth == 0, depth + kc >= p_.k};
       with_panels(b, strip, piece, [&](const auto& panels) {
-        fetch_ahead<typename std::remove_cvref_t<decltype(panels)>::Element>(b, strip, piece);
+        fetch_ahead(b, strip, piece, panels);
         for (int v = 0; v < kTileVectors * strip.count; v += strip.vectors)
           for (int64_t t = 0; t < tiles_->count; ++t)
             f(piece, t, v / kTileVectors, (v + strip.vectors) / kTileVectors,
-              [&](const Sums& from, const Sums& to) { run_tile(piece, t, strip.vectors, v, panels, from, to); });
+              [&](const Sums& from, const Sums& to) {
+                run_tile(piece, t, strip.vectors, v, panels, from, to);
+              });
       });
     }
   }
@@ -335,7 +341,7 @@ class Blocked {
   void with_panels(const Strips<Word>& b, const Strip& strip, const Piece& piece, F&& f) {
     if constexpr (std::is_same_v<Word, float>) {
       // Widening in register costs less than widening into L1 does, unless for many tiles.
-      constexpr int64_t kFewTiles = 2;
+      constexpr int64_t kFewTiles = 4;
       if (b.packed() && tiles_->count <= kFewTiles && b.dtype() == DType::f16)
         return f(b.template packed_panels<f16>(strip.panel, piece.depth));
       if (tiles_->count <= kFewTiles && strip.vectors != 3 && widens_pairs(b))
@@ -350,13 +356,16 @@ class Blocked {
     return std::is_same_v<Word, float> && b.packed() && b.dtype() == DType::bf16;
   }
 
-  // Tiles over several panels fetch by themselves; what is read in place is small.
+  // What is read in place is small; of packed panels, tiles over several fetch by themselves.
   template <class B>
-  void fetch_ahead(const Strips<Word>& b, const Strip& strip, const Piece& piece) {
+  void fetch_ahead(const Strips<Word>& b, const Strip& strip, const Piece& piece,
+                   const Panels<B>& panels) {
     upcoming_.panel = {};
-    if (strip.count > 1 || b.in_place(strip.panel, strip.count)) return;
-    upcoming_.panel = b.upcoming(strip.panel, piece.depth, piece.kc, tiles_->count);
-    upcoming_.panel.spread_over(tiles_->count * (piece.kc / kDepthOf<B> / kWordsPerTurn));
+    const bool moved = static_cast<const void*>(panels.data) == room_;
+    if (!moved && (!b.packed() || strip.count > 1)) return;
+    upcoming_.panel = b.upcoming(strip.panel, strip.count, piece.depth, piece.kc, tiles_->count);
+    const int64_t tiles = tiles_->count * (kTileVectors * strip.count / strip.vectors);
+    upcoming_.panel.spread_over(tiles * (piece.kc / kDepthOf<B> / kWordsPerTurn));
   }
 
   // Tile t at vector v of the panels, over a piece.

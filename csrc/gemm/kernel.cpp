@@ -30,8 +30,8 @@ void multiply_dots(const GemmParams& p, const GemmPlan& plan,
     float* sums = scratch_of<float>(Scratch::tile, 2 * p.m * kTileCols);
     float* gate_sums = p.gated ? sums + p.m * kTileCols : nullptr;
     const auto products = [&](const MatrixRef& b, int64_t col, int cols, float* c) {
-      dot_products<kDotLines<ROWS>>(p.k, x.data, x.stride, rows, at<T>(b, 0, col), b.col_stride, cols,
-                                    plan.far, c, kTileCols);
+      dot_products<kDotLines<ROWS>>(p.k, x.data, x.stride, rows, at<T>(b, 0, col), b.col_stride,
+                                    cols, plan.far, c, kTileCols);
     };
     for (int64_t col = lines.begin; col < lines.end; col += kWidth) {
       const int cols = static_cast<int>(least(kWidth, lines.end - col));

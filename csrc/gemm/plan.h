@@ -35,7 +35,7 @@ struct GemmPlan {
   int row_threads, col_threads;
   int64_t mc, nc, kc;
   int64_t chain;  // of k that is summed in registers before it is added to what there is
-  bool far;       // the right operand fits no cache
+  bool far;       // a thread's part of the right operand does not stay in its L2
 };
 
 namespace plan_detail {
@@ -84,7 +84,7 @@ inline GemmPlan plan_gemm(const GemmShape& s, const TileShape& tile, const Cache
   const int64_t rows_in_l2 = caches.l2 / 2 / (plan.kc * 4);
   plan.mc = most(rows_in_l2 / tile.rows, 1) * tile.rows;
 
-  plan.far = s.n * s.k > caches.l3 / s.right_bytes;
+  plan.far = s.n * s.k > caches.l2 / s.right_bytes * threads;
 
   plan.row_threads = 1;
   plan.col_threads = threads;

@@ -172,7 +172,7 @@ struct Fetches {
 inline constexpr int64_t kWordsPerTurn = 8;
 
 // The lines of a panel's row that come kAhead later, into L1.
-inline constexpr int64_t kAhead = 2048;  // bytes
+inline constexpr int64_t kAhead = 4096;  // bytes
 template <class B>
 LANEWISE_INLINE void fetch_row(const B* row) {
   const char* next = reinterpret_cast<const char*>(row) + kAhead;
