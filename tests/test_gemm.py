@@ -6,6 +6,8 @@ matrix products themselves. Gradients through an activation are compared with to
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import math
 from collections.abc import Callable
 from typing import Any
@@ -184,7 +186,16 @@ def test_gated_linear(
 
 
 # Past every cache block, and the skinny shapes that take other paths.
-LARGE = [(1, 1500, 700), (3, 700, 1100), (6, 513, 300), (17, 2100, 65), (300, 600, 500)]
+LARGE = [
+    (1, 1500, 700),
+    (2, 900, 800),
+    (3, 700, 1100),
+    (4, 1300, 400),
+    (6, 513, 300),
+    (8, 777, 333),
+    (17, 2100, 65),
+    (300, 600, 500),
+]
 
 
 @LINEARS
@@ -325,6 +336,67 @@ def test_a_packed_weight_survives_copies(dtype: torch.dtype) -> None:
     out = lanewise.linear_packed(x, packed)
     assert torch.equal(lanewise.linear_packed(x, packed.clone()), out)
     check_linear(out, x, weight)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_has_the_same_bits_whatever_the_rows_beside_it(dtype: torch.dtype) -> None:
+    x, weight = randn((70, 900), dtype, 1), randn((260, 900), dtype, 2)
+    gate, up = lanewise.pack_weight(weight), lanewise.pack_weight(weight.flip(0))
+    for op in (
+        lambda rows: lanewise.linear_packed(rows, gate, activation="gelu"),
+        lambda rows: lanewise.gated_linear_packed(rows, gate, up),
+    ):
+        whole = op(x)
+        for rows in (1, 2, 3, 4, 5, 6, 7, 8, 13, 15, 29, 64):
+            assert torch.equal(op(x[:rows]), whole[:rows])
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+# Of malloc.h: arena, three counts, mapped, two more, in use, free, releasable.
+MALLINFO2 = (*"abcd", "mapped", *"ef", "in_use", *"gh")
+
+
+def allocated() -> int:
+    """Bytes that the C library's allocator has handed out and not got back."""
+
+    class Mallinfo2(ctypes.Structure):
+        _fields_ = [(name, ctypes.c_size_t) for name in MALLINFO2]
+
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = Mallinfo2
+    info = mallinfo2()
+    return info.in_use + info.mapped
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="asks glibc from 2.33 on")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 16, 130])
+def test_working_memory_is_kept_and_bounded(dtype: torch.dtype, rows: int) -> None:
+    """A product leaves nothing behind once its buffers are there, which caches bound."""
+    cols = 20_000
+    x, weight = randn((rows, 300), dtype, 1), randn((cols, 300), dtype, 2)
+    packed = lanewise.pack_weight(weight)
+
+    def products() -> None:
+        for _ in range(3):
+            lanewise.linear(x, weight)
+            lanewise.linear_packed(x, packed, activation="silu")
+            lanewise.matmul(x.mT, x)
+
+    gc.disable()
+    try:
+        start = allocated()
+        products()
+        first = allocated()
+        products()
+        second = allocated()
+    finally:
+        gc.enable()
+    # Python's own objects come and go in between.
+    assert abs(second - first) < 64 << 10
+    assert first - start < (8 << 20) * torch.get_num_threads()
 
 
 # --- matmul --------------------------------------------------------------------------------------

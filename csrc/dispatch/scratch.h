@@ -1,5 +1,6 @@
 // Working memory of the kernels: one grow-only buffer per thread and slot, kept between calls, so
-// that a steady state allocates nothing. Sizes are bounded by cache-sized panels.
+// that a steady state allocates nothing. Sizes are bounded by cache-sized panels, and by the rows
+// of x where these are few.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +8,7 @@
 namespace lanewise {
 
 enum class Scratch : int {
-  shared_panels,  // packed by all threads of a region, owned by the thread that opened it
+  shared_panels,  // read by all threads of a region, owned by the thread that opened it
   panels,
   tile,
   rows,

@@ -14,8 +14,7 @@ inline int64_t axpy_cols(int64_t rows) { return 4096 / rows / kTileCols * kTileC
 inline constexpr int kAxpyDepth = 4;
 
 // sums[r · ld + c] += Σ_d x[r · ldx + d] · b[d · ldb + c], d < DEPTH, c < cols. Fetches the
-// rows that come next: in pieces of a kilobyte or two the machine's own prefetchers start anew on
-// each.
+// rows that come next: the machine's own prefetchers start anew on each.
 template <int DEPTH, class T>
 void axpy_rows(int rows, const float* x, int64_t ldx, const T* b, int64_t ldb, int64_t cols,
                float* sums, int64_t ld) {

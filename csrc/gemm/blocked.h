@@ -185,10 +185,11 @@ void pack_rows(const MatrixRef& a, int64_t a_rows, const RowTiles& tiles, int64_
         }
     }
   });
-  // The second half of a pair of B is zero there; what it meets must not be infinite.
-  if (kDepthOf<Word> == 1 && kc % 2)
-    for (int64_t t = 0; t < tiles.count; ++t)
-      for (int l = 0; l < kTileRows; ++l) block[t * stride + kc * kTileRows + l] = Word{};
+  // The second half of a pair of B is zero there: what it meets must not be infinite, and -0 leaves
+  // even a sum of -0 alone.
+  if constexpr (std::is_same_v<Word, float>)
+    for (int64_t t = 0; kc % 2 && t < tiles.count; ++t)
+      for (int l = 0; l < kTileRows; ++l) block[t * stride + kc * kTileRows + l] = -0.0f;
 }
 
 // The products of one thread, tile by tile.
@@ -236,7 +237,7 @@ class Blocked {
     int64_t sums;
   };
 
-  // A part of the block's depth: of one chain of sums, and so short that its panels stay in L1.
+  // A part of the block's depth: one chain of sums.
   struct Piece {
     int64_t depth, kc;
     bool first, last;  // of all k
@@ -248,8 +249,7 @@ class Blocked {
     // An odd depth next to pairs of B reads one more k of A; stores run over the end of a panel.
     stride_ = words(plan_.kc + 1) * kTileRows + kLanes;
     block_ = scratch_of<Word>(Scratch::rows, tiles.count * stride_);
-    int vectors = tile_vectors(tiles.height());
-    if (vectors == 3 && tiles.count == 1 && widens_pairs(b_)) vectors = kTileVectors;
+    const int vectors = tile_vectors(tiles.height(), tiles.count == 1 && widens_pairs(b_));
     const int64_t wide = panels_of_tiles(vectors);
     room_ = scratch_of<Word>(Scratch::panels, Strips<Word>::room(wide, plan_.chain));
     const int64_t waiting = (cut_ ? panels.end - panels.begin : wide) * tiles.count * kTileSize;

@@ -13,8 +13,15 @@ namespace lanewise::LANEWISE_TARGET {
 // chains of sums.
 inline constexpr int kDotRows = 4;
 inline constexpr int kDotChains = kRegisters == 32 ? 24 : 12;
-template <int ROWS>
-inline constexpr int kDotLines = kDotChains / ROWS < 6 ? kDotChains / ROWS : 6;
+template <int ROWS, class T>
+constexpr int dot_lines() {
+  // Pairs take registers to widen.
+  if (std::is_same_v<T, bf16> && !kMultipliesPairs) {
+    if (kRegisters == 16 && ROWS == 2) return 4;
+    if (kRegisters == 32 && ROWS == 4) return 5;
+  }
+  return kDotChains / ROWS < 6 ? kDotChains / ROWS : 6;
+}
 
 // How a row of x lies in memory beside a weight of type T: elements of k that one step multiplies,
 // and words of x that it reads. Beside bfloat16, whose vectors come apart into even and odd

@@ -15,11 +15,11 @@ struct Patch {
   int rows, cols;  // cols ≤ kTileCols
 };
 
-// The bias of one panel, widened; zero where there is none.
+// The bias of one panel, widened; where there is none -0, which changes no sum, not even -0.
 struct PanelBias {
   float values[kTileCols];
   PanelBias(const VectorRef& bias, int64_t col, int cols) {
-    for (int c = 0; c < kTileCols; ++c) values[c] = 0.0f;
+    for (int c = 0; c < kTileCols; ++c) values[c] = -0.0f;
     if (!bias.data) return;
     with_dtype(bias.dtype, [&](auto element) {
       convert_row(static_cast<const decltype(element)*>(bias.data) + col, values, cols);

@@ -90,7 +90,7 @@ py::dict plan(int64_t m, int64_t n, int64_t k, const std::string& right, int til
   return py::dict(py::arg("method") = kMethods[static_cast<int>(p.method)],
                   py::arg("row_threads") = p.row_threads, py::arg("col_threads") = p.col_threads,
                   py::arg("mc") = p.mc, py::arg("nc") = p.nc, py::arg("kc") = p.kc,
-                  py::arg("chain") = p.chain);
+                  py::arg("chain") = p.chain, py::arg("far") = p.far);
 }
 
 }  // namespace

@@ -26,12 +26,12 @@ void multiply_dots(const GemmParams& p, const GemmPlan& plan,
                    const DotRows<typename DotStep<T>::Word>& x, Share lines) {
   const int rows = static_cast<int>(p.m);
   with_rows<kDotRows>(rows < kDotRows ? rows : kDotRows, [&]<int ROWS>(Rows<ROWS>) {
-    constexpr int kWidth = kTileCols / kDotLines<ROWS> * kDotLines<ROWS>;
+    constexpr int kWidth = kTileCols / dot_lines<ROWS, T>() * dot_lines<ROWS, T>();
     float* sums = scratch_of<float>(Scratch::tile, 2 * p.m * kTileCols);
     float* gate_sums = p.gated ? sums + p.m * kTileCols : nullptr;
     const auto products = [&](const MatrixRef& b, int64_t col, int cols, float* c) {
-      dot_products<kDotLines<ROWS>>(p.k, x.data, x.stride, rows, at<T>(b, 0, col), b.col_stride,
-                                    cols, plan.far, c, kTileCols);
+      dot_products<dot_lines<ROWS, T>()>(p.k, x.data, x.stride, rows, at<T>(b, 0, col),
+                                         b.col_stride, cols, plan.far, c, kTileCols);
     };
     for (int64_t col = lines.begin; col < lines.end; col += kWidth) {
       const int cols = static_cast<int>(least(kWidth, lines.end - col));
@@ -122,7 +122,9 @@ GemmPlan plan_of(const GemmParams& p, int threads) {
                            .n = p.n,
                            .k = p.k,
                            .right = layout_of(p),
-                           .right_bytes = p.b.matrix.dtype == DType::f32 ? 4 : 2};
+                           .left_bytes = multiplies_pairs(p) ? 2 : 4,
+                           .right_bytes = p.b.matrix.dtype == DType::f32 ? 4 : 2,
+                           .gated = p.gated};
   return plan_gemm(shape, {kTileRows, kTileCols}, caches(), threads);
 }
 

@@ -29,7 +29,7 @@ struct RightRef {
 
 //   out = activation(a · b + bias) + residual
 //   out = activation(a · gate + gate_bias) * (a · b + bias)      where gated
-// for every matrix of a batch. Sums run in float32, in an order that depends on the shape alone.
+// for every matrix of a batch. Sums run in float32, in an order that does not depend on threads.
 struct GemmParams {
   int64_t batch = 1;
   int64_t m, n, k;

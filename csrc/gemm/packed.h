@@ -90,7 +90,7 @@ inline RightRef unpack_argument(const char* op, const char* arg, const Tensor& p
               h.panel_width == static_cast<uint32_t>(table().panel_width),
           op, arg, " was packed for instruction set '", h.target, "', this process runs '",
           table().target, "': pack the weight again");
-  require(h.dtype <= static_cast<uint32_t>(DType::f16), op, arg,
+  require(h.dtype <= static_cast<uint32_t>(DType::f16) && h.reserved == 0, op, arg,
           " has an unknown dtype in its header: the buffer is damaged");
   constexpr const char* kNames[] = {"float32", "bfloat16", "float16"};
   require(h.dtype == static_cast<uint32_t>(dtype), op, arg, " holds ", kNames[h.dtype],

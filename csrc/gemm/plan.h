@@ -20,7 +20,9 @@ enum class Layout : int { packed, columns, rows, strided };
 struct GemmShape {
   int64_t m, n, k;
   Layout right;
-  int64_t right_bytes = 4;  // of an element of the right operand
+  int64_t left_bytes = 4;   // of an element of A as it is packed
+  int64_t right_bytes = 4;  // of an element of the right operand as it lies in memory
+  bool gated = false;
 };
 
 struct TileShape {
@@ -47,13 +49,14 @@ inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 // Rows up to which dot products beat packing B first (measured at 3072 × 768: equal from 16 rows
 // on at 16 registers, up to 32 at 32).
 inline constexpr int64_t kMostDotRows = 24;
+inline constexpr int64_t kLeastDotDepth = 4;  // for each of the rows
 // Rows up to which sums of scaled rows do: each is loaded and stored for every four k.
 inline constexpr int64_t kMostAxpyRows = 4;
 // A panel of B of this depth and a tile of A lie in L1 together at 16 columns (AVX2), and stream
 // from L2 at 32. Deeper panels save passes over the sums; shallower ones make shorter chains, whose
 // rounding errors grow with the depth.
 inline constexpr int64_t kDepth = 384;
-// Sums of one thread that wait for the next block of k.
+// Sums of one thread that wait for the next block of k, or for their gate.
 inline constexpr int64_t kSumsBytes = 2 << 20;
 
 // What the busiest thread of a grid does for one k, in vectors multiplied or moved: its tiles, and
@@ -74,15 +77,19 @@ inline GemmPlan plan_gemm(const GemmShape& s, const TileShape& tile, const Cache
                           int threads) {
   using namespace plan_detail;
   GemmPlan plan{};
-  if (s.right == Layout::columns && s.m <= kMostDotRows) plan.method = Method::dot;
+  // Of short products the folding of the lanes would cost more than packing does.
+  if (s.right == Layout::columns && s.m <= kMostDotRows && s.k >= kLeastDotDepth * s.m)
+    plan.method = Method::dot;
   if (s.right == Layout::rows && s.m <= kMostAxpyRows) plan.method = Method::axpy;
 
-  const int64_t k = most(s.k, 1);
-  plan.chain = divide_up(divide_up(k, divide_up(k, kDepth)), 2) * 2;  // even: bfloat16 has pairs
+  const int64_t k = most(s.k, 1), depth = kDepth * 4 / s.left_bytes;
+  plan.chain = divide_up(divide_up(k, divide_up(k, depth)), 2) * 2;  // even: bfloat16 has pairs
   // Where all of A stays in L2, panels are best read from end to end, and no sums wait.
-  plan.kc = divide_up(s.m, tile.rows) * tile.rows * k * 4 <= caches.l2 / 2 ? k : plan.chain;
-  const int64_t rows_in_l2 = caches.l2 / 2 / (plan.kc * 4);
-  plan.mc = most(rows_in_l2 / tile.rows, 1) * tile.rows;
+  const int64_t rows = divide_up(s.m, tile.rows) * tile.rows;
+  plan.kc = rows * k * s.left_bytes <= caches.l2 / 2 ? k : plan.chain;
+  const int64_t rows_in_l2 = caches.l2 / 2 / (plan.kc * s.left_bytes);
+  const int64_t panel_row = tile.cols * 4 * (s.gated ? 2 : 1);  // bytes of the sums of a row
+  plan.mc = most(least(rows_in_l2, kSumsBytes / panel_row) / tile.rows, 1) * tile.rows;
 
   plan.far = s.n * s.k > caches.l2 / s.right_bytes * threads;
 
@@ -104,7 +111,7 @@ inline GemmPlan plan_gemm(const GemmShape& s, const TileShape& tile, const Cache
   const int64_t own_rows = most(divide_up(s.m, plan.row_threads), 1);
   plan.mc = divide_up(divide_up(own_rows, divide_up(own_rows, plan.mc)), tile.rows) * tile.rows;
   const int64_t own_panels = most(divide_up(divide_up(s.n, tile.cols), plan.col_threads), 1);
-  const int64_t panels = plan.kc >= s.k ? own_panels : kSumsBytes / (plan.mc * tile.cols * 4);
+  const int64_t panels = plan.kc >= s.k ? own_panels : kSumsBytes / (plan.mc * panel_row);
   plan.nc = most(least(panels, own_panels), 1) * tile.cols;
   return plan;
 }

@@ -1,9 +1,9 @@
 // The register tile: ROWS × VECTORS · kLanes outputs held in registers while k runs.
 //
 // Budget, 16 registers (AVX2, SSE2): 6 rows × 2 vectors = 12 accumulators, 2 vectors of B, one
-// broadcast of A, one spare. 32 registers (AVX-512, NEON): 14 × 2 = 28 accumulators and 2 of B; A
-// is broadcast by the FMA's own memory operand (AVX-512) or by lane. Each k costs ROWS · VECTORS
-// FMAs against ROWS + VECTORS loads, so the FMA units bind, not the load ports.
+// broadcast of A, one spare. 32 registers (AVX-512, NEON): 14 × 2 = 28 accumulators, 2 of B and one
+// broadcast. Each k costs ROWS · VECTORS FMAs against ROWS + VECTORS loads, so the FMA units bind,
+// not the load ports.
 //
 // An FMA takes 4 or 5 cycles and two start in each (four on arm64): fewer than 10 (16) chains of
 // sums leave the units idle. So low tiles are wide, and reach over several panels of B: 4 × 3,
@@ -19,13 +19,14 @@ inline constexpr int kTileRows = kRegisters == 32 ? 14 : 6;
 inline constexpr int kTileVectors = 2;  // of the highest tile, and of a panel of B
 inline constexpr int kTileCols = kTileVectors * kLanes;
 
-// Vectors of B beside so many rows.
-constexpr int tile_vectors(int rows) {
-  if (rows <= 2) return 6;
-  if (kRegisters == 32) return rows <= 7 ? 4 : 2;
-  return rows == 3 ? 4 : rows == 4 ? 3 : 2;
+// Vectors of B beside so many rows: as many accumulators as registers allow, which are fewer where
+// pairs are widened on the way. (One that has to live in memory costs a third of the speed.)
+constexpr int tile_vectors(int rows, bool widens = false) {
+  if (rows == 1) return 6;
+  if (kRegisters == 32) return rows == 2 ? 6 : rows <= (widens ? 5 : 6) ? 4 : 2;
+  if (widens) return rows <= 3 ? 4 : 2;
+  return rows == 2 ? 6 : rows == 3 ? 4 : rows == 4 ? 3 : 2;
 }
-inline constexpr int kMostTileVectors = 6;
 
 // Panels that tiles of so many vectors cover evenly: one tile does, or two of three vectors.
 constexpr int panels_of_tiles(int vectors) { return vectors % 2 ? vectors : vectors / 2; }
@@ -78,8 +79,8 @@ LANEWISE_INLINE void multiply_word(A& a, const B* const* panels, f32v (&sums)[RO
       return widen(load(panels[panel_of<HALF>(v)] + column_of<HALF>(v)));
     };
     if constexpr (kWidens<A, B> && kRegisters == 16 && ROWS > 2 && VECTORS > kTileVectors) {
-      // No register is left to keep either of the two: one accumulator in memory costs a third of
-      // the speed, a broadcast for every product only loads, which have slots to spare.
+      // No register is left to keep either of the two; a broadcast for every product takes loads,
+      // which have slots to spare.
 #pragma GCC unroll 8
       for (int v = 0; v < VECTORS; ++v) {
         __asm__ volatile("" ::: "memory");  // or the compiler keeps them after all
@@ -252,7 +253,7 @@ template <class A, class B>
 void any_tile(int rows, int vectors, int half, int64_t words, const A& a, const Panels<B>& b,
               Fetches& upcoming, const Sums& from, const Sums& to) {
   with_rows(rows, [&]<int ROWS>(Rows<ROWS>) {
-    constexpr int kWide = tile_vectors(ROWS);
+    constexpr int kWide = tile_vectors(ROWS, kWidens<A, B>);
     if (vectors == kTileVectors)
       return tile<ROWS, kTileVectors, 0>(words, a, b, upcoming, from, to);
     // Beside a tile of four rows there may be one of three.

@@ -39,8 +39,8 @@ LANEWISE_INLINE pairs broadcast(bf16x2 word) { return broadcast(word.bits); }
 
 LANEWISE_INLINE f32v widen_even(pairs v) { return as_float(v << 16); }
 LANEWISE_INLINE f32v widen_odd(pairs v) { return as_float(v & 0xffff0000u); }
-// sum + a · b over the k of one word. The machine's product of pairs reads subnormal bfloat16 as
-// zero, adds the odd product first and rounds in between.
+// sum + a · b over the k of one word. The machine's product of pairs takes everything subnormal for
+// zero, operands, products and sums, adds the odd product first and rounds in between.
 LANEWISE_INLINE f32v multiply_add(f32v a, f32v b, f32v sum) { return sum + a * b; }
 LANEWISE_INLINE f32v multiply_add(pairs a, pairs b, f32v sum) {
 #if defined(__AVX512BF16__) && LANEWISE_LANES == 16

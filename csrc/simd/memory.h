@@ -12,13 +12,23 @@ LANEWISE_INLINE void store(float* p, f32v v) { *reinterpret_cast<unaligned::f32v
 
 // The lower half of the lanes from one place, the upper half from another.
 #if LANEWISE_LANES >= 8
+// (By name: the compiler's own code loads both and joins them.)
 LANEWISE_INLINE f32v load_halves(const void* low, const void* high) {
+#if defined(__AVX512F__) && LANEWISE_LANES == 16
+  const __m512 lower = _mm512_castps256_ps512(_mm256_loadu_ps(static_cast<const float*>(low)));
+  return reinterpret_cast<f32v>(
+      _mm512_maskz_insertf32x8(0xffff, lower, _mm256_loadu_ps(static_cast<const float*>(high)), 1));
+#elif defined(__AVX2__) && LANEWISE_LANES == 8
+  const __m256 lower = _mm256_castps128_ps256(_mm_loadu_ps(static_cast<const float*>(low)));
+  return _mm256_insertf128_ps(lower, _mm_loadu_ps(static_cast<const float*>(high)), 1);
+#else
   using half = float __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
   const auto a = *static_cast<const half*>(low), b = *static_cast<const half*>(high);
 #if LANEWISE_LANES == 16
   return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 #else
   return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7);
+#endif
 #endif
 }
 #endif
