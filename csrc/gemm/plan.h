@@ -49,7 +49,6 @@ inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 // Rows up to which dot products beat packing B first (measured at 3072 × 768: equal from 16 rows
 // on at 16 registers, up to 32 at 32).
 inline constexpr int64_t kMostDotRows = 24;
-inline constexpr int64_t kLeastDotDepth = 4;  // for each of the rows
 // Rows up to which sums of scaled rows do: each is loaded and stored for every four k.
 inline constexpr int64_t kMostAxpyRows = 4;
 // A panel of B of this depth and a tile of A lie in L1 together at 16 columns (AVX2), and stream
@@ -77,9 +76,7 @@ inline GemmPlan plan_gemm(const GemmShape& s, const TileShape& tile, const Cache
                           int threads) {
   using namespace plan_detail;
   GemmPlan plan{};
-  // Of short products the folding of the lanes would cost more than packing does.
-  if (s.right == Layout::columns && s.m <= kMostDotRows && s.k >= kLeastDotDepth * s.m)
-    plan.method = Method::dot;
+  if (s.right == Layout::columns && s.m <= kMostDotRows) plan.method = Method::dot;
   if (s.right == Layout::rows && s.m <= kMostAxpyRows) plan.method = Method::axpy;
 
   const int64_t k = most(s.k, 1), depth = kDepth * 4 / s.left_bytes;
