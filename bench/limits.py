@@ -17,9 +17,9 @@ LARGEST = max(256 << 20, 1 << (2 * _host.cache_sizes()["l3"]).bit_length())
 class Limits:
     """The best rate of fused multiply-adds and of reading that any sample of this run has seen.
 
-    The multiply-adds are float32, which is what every dtype is computed in. Reading is measured
-    over as many bytes as the task touches, rounded up to a power of two: what fits a cache is
-    held against that cache.
+    The multiply-adds are float32, which is what every dtype is computed in; bfloat16 exceeds them
+    where the machine multiplies pairs of it. Reading is measured over as many bytes as the task
+    touches, rounded up to a power of two: what fits a cache is held against that cache.
     """
 
     def __init__(self, threads: int) -> None:

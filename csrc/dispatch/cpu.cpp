@@ -64,8 +64,7 @@ bool cpu_runs(const char* target) {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq");
   if (std::strcmp(target, "avx512") == 0) return avx512;
-  if (std::strcmp(target, "avx512bf16") == 0)
-    return avx512 && __builtin_cpu_supports("avx512bf16");
+  if (std::strcmp(target, "avx512bf16") == 0) return avx512 && __builtin_cpu_supports("avx512bf16");
 #elif defined(__aarch64__)
   if (std::strcmp(target, "neon") == 0) return getauxval(AT_HWCAP) & HWCAP_ASIMDHP;
 #endif

@@ -10,8 +10,9 @@ namespace lanewise::LANEWISE_TARGET {
 
 // Rows of x at a time: their products with 3 lines of the weight (16 registers) or 6 (32) are 12 or
 // 24 accumulators, and leave registers for the loads. Fewer rows take more lines, to have as many
-// chains of sums.
-inline constexpr int kDotRows = 4;
+// chains of sums; five and six are still better off together, with fewer lines, than apart.
+inline constexpr int kDotRows = 4, kMostDotRowsAtOnce = 6;
+constexpr int dot_rows(int rows) { return rows <= kMostDotRowsAtOnce ? rows : kDotRows; }
 inline constexpr int kDotChains = kRegisters == 32 ? 24 : 12;
 template <int ROWS, class T>
 constexpr int dot_lines() {
@@ -74,12 +75,12 @@ LANEWISE_INLINE void dot_step(const X* x, int64_t ldx, const T* w, int64_t ldw,
                               f32v (&acc)[ROWS][LINES]) {
   if constexpr (DotStep<T>::kWords == kLanes) {
     decltype(load(x)) xv[ROWS];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) xv[r] = load(x + r * ldx);
 #pragma GCC unroll 8
     for (int l = 0; l < LINES; ++l) {
       const auto wv = load_step(w + l * ldw);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int r = 0; r < ROWS; ++r) acc[r][l] = multiply_add(xv[r], wv, acc[r][l]);
     }
   } else {
@@ -87,9 +88,9 @@ LANEWISE_INLINE void dot_step(const X* x, int64_t ldx, const T* w, int64_t ldw,
     for (int l = 0; l < LINES; ++l) {
       const pairs wv = load_step(w + l * ldw);
       const f32v even = widen_even(wv), odd = widen_odd(wv);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int r = 0; r < ROWS; ++r) acc[r][l] += load(x + r * ldx) * even;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int r = 0; r < ROWS; ++r) acc[r][l] += load(x + r * ldx + kLanes) * odd;
     }
   }
@@ -149,8 +150,9 @@ inline constexpr int64_t kDotDepth = 1024, kDotDepthAtOnce = 512 * kLanes;
 template <int LINES, class T, class X>
 void dot_products(int64_t k, const X* x, int64_t ldx, int rows, const T* w, int64_t ldw, int lines,
                   bool far, float* c, int64_t ldc) {
-  constexpr int kMostRows = kDotChains / LINES < kDotRows ? kDotChains / LINES : kDotRows;
-  const int passes = (rows + kMostRows - 1) / kMostRows;
+  constexpr int kMostRows =
+      kDotChains / LINES < kMostDotRowsAtOnce ? kDotChains / LINES : kMostDotRowsAtOnce;
+  const int passes = (rows + dot_rows(rows) - 1) / dot_rows(rows);
   const int64_t most = passes == 1 ? kDotDepthAtOnce : kDotDepth;
   const auto group = [&]<int N>(int l, Rows<N>) {
     for (int64_t depth = 0; depth == 0 || depth < k; depth += most) {

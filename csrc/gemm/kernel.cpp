@@ -25,7 +25,7 @@ template <class T>
 void multiply_dots(const GemmParams& p, const GemmPlan& plan,
                    const DotRows<typename DotStep<T>::Word>& x, Share lines) {
   const int rows = static_cast<int>(p.m);
-  with_rows<kDotRows>(rows < kDotRows ? rows : kDotRows, [&]<int ROWS>(Rows<ROWS>) {
+  with_rows<kMostDotRowsAtOnce>(dot_rows(rows), [&]<int ROWS>(Rows<ROWS>) {
     constexpr int kWidth = kTileCols / dot_lines<ROWS, T>() * dot_lines<ROWS, T>();
     float* sums = scratch_of<float>(Scratch::tile, 2 * p.m * kTileCols);
     float* gate_sums = p.gated ? sums + p.m * kTileCols : nullptr;
