@@ -4,9 +4,9 @@
 //   for each block of nc columns            its sums, [mc × nc], wait in L2 or L3 where k is cut
 //     for each block of mc rows
 //       for each block of kc                A packed, [mc × kc], stays in L2
-//         for each panel of B               packed or widened where need be, [kc × tile columns],
-//                                           stays in L1 while the tiles pass
-//           for each tile of rows           accumulates in registers
+//         for each strip of B, 1-3 panels
+//           for each chain of the depth     packed or widened where need be, [chain × columns]
+//             for each tile of rows         accumulates in registers
 #pragma once
 
 #include "dispatch/cpu.h"
@@ -82,8 +82,8 @@ inline GemmPlan plan_gemm(const GemmShape& s, const TileShape& tile, const Cache
   const int64_t k = most(s.k, 1), depth = kDepth * 4 / s.left_bytes;
   plan.chain = divide_up(divide_up(k, divide_up(k, depth)), 2) * 2;  // even: bfloat16 has pairs
   // Where all of A stays in L2, panels are best read from end to end, and no sums wait.
-  const int64_t rows = divide_up(s.m, tile.rows) * tile.rows;
-  plan.kc = rows * k * s.left_bytes <= caches.l2 / 2 ? k : plan.chain;
+  const int64_t a_bytes = divide_up(s.m, tile.rows) * tile.rows * k * s.left_bytes;
+  plan.kc = a_bytes <= caches.l2 / 2 ? k : plan.chain;
   const int64_t rows_in_l2 = caches.l2 / 2 / (plan.kc * s.left_bytes);
   const int64_t panel_row = tile.cols * 4 * (s.gated ? 2 : 1);  // bytes of the sums of a row
   plan.mc = most(least(rows_in_l2, kSumsBytes / panel_row) / tile.rows, 1) * tile.rows;
