@@ -26,9 +26,15 @@ STABLE_TORCH_LIBRARY(lanewise, m) {
   m.def(
       "gated_linear(Tensor x, Tensor gate, Tensor up, Tensor? gate_bias=None, "
       "Tensor? up_bias=None, *, str activation=\"silu\") -> Tensor");
+  // gated_linear that also keeps the two sums its gradient needs, in float32.
   m.def(
-      "gated_linear_backward(Tensor grad, Tensor x, Tensor gate, Tensor up, Tensor? gate_bias, "
-      "Tensor? up_bias, *, str activation, bool needs_x, bool needs_weight, bool needs_bias) "
+      "gated_linear_for_backward(Tensor x, Tensor gate, Tensor up, Tensor? gate_bias=None, "
+      "Tensor? up_bias=None, *, str activation=\"silu\") "
+      "-> (Tensor out, Tensor gate_sums, Tensor up_sums)");
+  m.def(
+      "gated_linear_backward(Tensor grad, Tensor x, Tensor gate, Tensor up, Tensor gate_sums, "
+      "Tensor up_sums, Tensor? gate_bias, Tensor? up_bias, *, str activation, bool needs_x, "
+      "bool needs_weight, bool needs_bias) "
       "-> (Tensor grad_x, Tensor grad_gate, Tensor grad_up, Tensor grad_gate_bias, "
       "Tensor grad_up_bias)");
   m.def("pack_weight(Tensor weight) -> Tensor");

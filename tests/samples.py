@@ -92,6 +92,8 @@ def backward_sample(op: str) -> Arguments:
         return {"grad": x_grad, "grad_sum": x_grad, **forward, "residual": x_grad, **options}
     forward.pop("residual", None)
     needs = {"needs_x": True, "needs_weight": True, "needs_bias": True}
+    if op == "gated_linear_backward":
+        forward |= {"gate_sums": randn((2, 3, 5), seed=2), "up_sums": randn((2, 3, 5), seed=3)}
     return {"grad": randn((2, 3, 5)), **forward, "activation": "silu", **needs}
 
 

@@ -351,6 +351,19 @@ def test_a_row_has_the_same_bits_whatever_the_rows_beside_it(dtype: torch.dtype)
             assert torch.equal(op(x[:rows]), whole[:rows])
 
 
+def test_a_gated_gradient_can_be_taken_again() -> None:
+    """What the forward kept is not used up, and the forward that keeps has the same bits."""
+    x, gate, up = (randn((n, 30), seed=n).requires_grad_() for n in (7, 9, 9))
+    out = lanewise.gated_linear(x, gate, up)
+    first, second = (
+        torch.autograd.grad(out, (x, gate, up), torch.ones_like(out), retain_graph=True)
+        for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    with torch.no_grad():
+        assert torch.equal(lanewise.gated_linear(x, gate, up), out)
+
+
 # --- memory --------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,6 @@ def _linear(dtype: torch.dtype, wants_x: bool) -> Case:
 
 
 def _gated(dtype: torch.dtype, wants_x: bool) -> Case:
-    # Ours multiplies twice as often as counted: it recomputes what torch keeps of the forward.
     def unfused(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         return F.silu(F.linear(x, gate)) * F.linear(x, up)
 

@@ -35,14 +35,23 @@ void finish_rows(const GemmParams& p, const float* c, const float* gate, int64_t
                  const Patch& patch) {
   T* out = static_cast<T*>(p.out) + patch.row * p.out_stride + patch.col;
   if (residual) residual += patch.row * p.residual.row_stride + patch.col;
+  const int64_t first = patch.row * p.n + patch.col;
+  float* kept = p.kept ? p.kept + first : nullptr;
+  float* kept_gate = p.kept_gate ? p.kept_gate + first : nullptr;
   for (int r = 0; r < patch.rows; ++r, c += ldc, out += p.out_stride) {
     const auto step = [&](int v, auto... count) {
       const int at = v * kLanes;
       f32v s = load(c + at) + bias.vector(v);
-      if constexpr (kGated)
-        s *= activate<A>(load(gate + at) + gate_bias.vector(v));
-      else
+      if constexpr (kGated) {
+        const f32v z = load(gate + at) + gate_bias.vector(v);
+        if (kept) {
+          store(kept + at, s, count...);
+          store(kept_gate + at, z, count...);
+        }
+        s *= activate<A>(z);
+      } else {
         s = activate<A>(s);
+      }
       if (residual) s += load(residual + at, count...);
       store(out + at, s, count...);
     };
@@ -54,6 +63,10 @@ void finish_rows(const GemmParams& p, const float* c, const float* gate, int64_t
         step(v, left);
     }
     if constexpr (kGated) gate += ldc;
+    if (kept) {
+      kept += p.n;
+      kept_gate += p.n;
+    }
     if (residual) residual += p.residual.row_stride;
   }
 }

@@ -41,6 +41,9 @@ struct GemmParams {
   VectorRef gate_bias;
   Activation activation = Activation::none;
   MatrixRef residual;  // [m, n], col_stride 1; of out_dtype, or of any where there is no activation
+  // Where gated, a · gate + gate_bias and a · b + bias, dense [m, n]; null where nobody needs them.
+  float* kept_gate = nullptr;
+  float* kept = nullptr;
   void* out;
   DType out_dtype;
   int64_t out_stride;  // of rows; columns are contiguous

@@ -156,9 +156,14 @@ Tensor linear_packed(const Tensor& x, const Tensor& weight, const MaybeTensor& b
   return run_linear(op, x, right, weight.size(0), bias, residual, activation);
 }
 
+// The sums of both products with their biases, float32 of the output's shape.
+struct GatedSums {
+  Tensor gate, up;
+};
+
 Tensor run_gated(const char* op, const Tensor& x, const RightRef& gate, const RightRef& up,
                  int64_t n, const MaybeTensor& gate_bias, const MaybeTensor& up_bias,
-                 const std::string& activation) {
+                 const std::string& activation, const GatedSums* kept = nullptr) {
   const Activation act = parse_activation(op, activation);
   const VectorRef gate_vector = bias_ref(op, "gate_bias", gate_bias, n, x.scalar_type());
   const VectorRef up_vector = bias_ref(op, "up_bias", up_bias, n, x.scalar_type());
@@ -175,6 +180,8 @@ Tensor run_gated(const char* op, const Tensor& x, const RightRef& gate, const Ri
       .bias = up_vector,
       .gate_bias = gate_vector,
       .activation = act,
+      .kept_gate = kept ? static_cast<float*>(kept->gate.mutable_data_ptr()) : nullptr,
+      .kept = kept ? static_cast<float*>(kept->up.mutable_data_ptr()) : nullptr,
       .out = out.mutable_data_ptr(),
       .out_dtype = rows.ref.dtype,
       .out_stride = n,
@@ -188,17 +195,36 @@ void check_same_width(const char* op, const Tensor& gate, const Tensor& up) {
           " output features, which is not gate's ", gate.size(0));
 }
 
-Tensor gated_linear(const Tensor& x, const Tensor& gate, const Tensor& up,
-                    const MaybeTensor& gate_bias, const MaybeTensor& up_bias,
-                    const std::string& activation) {
-  const char* op = "gated_linear";
+void check_gated(const char* op, const Tensor& x, const Tensor& gate, const Tensor& up) {
   check_x(op, "x", x);
   check_weight(op, "gate", gate, x);
   check_weight(op, "up", up, x);
   check_same_width(op, gate, up);
+}
+
+Tensor gated_linear(const Tensor& x, const Tensor& gate, const Tensor& up,
+                    const MaybeTensor& gate_bias, const MaybeTensor& up_bias,
+                    const std::string& activation) {
+  const char* op = "gated_linear";
+  check_gated(op, x, gate, up);
   const DType dtype = dtype_of(op, "x", x);
   return run_gated(op, x, transposed(gate, dtype), transposed(up, dtype), gate.size(0), gate_bias,
                    up_bias, activation);
+}
+
+std::tuple<Tensor, Tensor, Tensor> gated_linear_for_backward(const Tensor& x, const Tensor& gate,
+                                                             const Tensor& up,
+                                                             const MaybeTensor& gate_bias,
+                                                             const MaybeTensor& up_bias,
+                                                             const std::string& activation) {
+  const char* op = "gated_linear";  // which it is to whoever made the mistake
+  check_gated(op, x, gate, up);
+  const DType dtype = dtype_of(op, "x", x);
+  const Sizes sizes = with_last(x, gate.size(0));
+  const GatedSums kept = {empty_cpu(sizes, ScalarType::Float), empty_cpu(sizes, ScalarType::Float)};
+  Tensor out = run_gated(op, x, transposed(gate, dtype), transposed(up, dtype), gate.size(0),
+                         gate_bias, up_bias, activation, &kept);
+  return {out, kept.gate, kept.up};
 }
 
 Tensor gated_linear_packed(const Tensor& x, const Tensor& gate, const Tensor& up,
@@ -363,39 +389,44 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Ten
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gated_linear_backward(
     const Tensor& grad, const Tensor& x, const Tensor& gate, const Tensor& up,
-    const MaybeTensor& gate_bias, const MaybeTensor& up_bias, const std::string& activation,
-    bool needs_x, bool needs_weight, bool needs_bias) {
+    const Tensor& gate_sums, const Tensor& up_sums, const MaybeTensor& gate_bias,
+    const MaybeTensor& up_bias, const std::string& activation, bool needs_x, bool needs_weight,
+    bool needs_bias) {
   const char* op = "gated_linear_backward";
-  check_x(op, "x", x);
-  check_weight(op, "gate", gate, x);
-  check_weight(op, "up", up, x);
-  check_same_width(op, gate, up);
+  check_gated(op, x, gate, up);
   const int64_t n = gate.size(0);
   check_grad(op, grad, x, n);
   const Activation act = parse_activation(op, activation);
-  const VectorRef gate_vector = bias_ref(op, "gate_bias", gate_bias, n, x.scalar_type());
-  const VectorRef up_vector = bias_ref(op, "up_bias", up_bias, n, x.scalar_type());
+  bias_ref(op, "gate_bias", gate_bias, n, x.scalar_type());
+  bias_ref(op, "up_bias", up_bias, n, x.scalar_type());
 
   const RowsOf rows = rows_of(op, "x", x);
   const RowsOf dout = rows_of(op, "grad", grad);
-  Tensor gate_sums = empty_float(x, {rows.rows, n}), up_sums = empty_float(x, {rows.rows, n});
-  recompute(rows, gate, gate_vector, gate_sums);
-  recompute(rows, up, up_vector, up_sums);
+  // Copies: what the forward kept may serve another backward.
+  const auto copy = [&](const char* arg, const Tensor& sums) {
+    require_cpu(op, arg, sums);
+    require_dtype(op, arg, sums, ScalarType::Float);
+    require(has_shape(sums, with_last(x, n)) && sums.is_contiguous(), op, arg,
+            " must be contiguous and have the output's shape ", shape_of(with_last(x, n)), ", got ",
+            shape_of(sums));
+    return torch::stable::clone(sums);
+  };
+  Tensor gate_grads = copy("gate_sums", gate_sums), up_grads = copy("up_sums", up_sums);
   table().activation_backward({
       .activation = act,
       .rows = rows.rows,
       .cols = n,
-      .z = gate_sums.mutable_data_ptr<float>(),
+      .z = gate_grads.mutable_data_ptr<float>(),
       .z_row_stride = n,
-      .up = up_sums.mutable_data_ptr<float>(),
+      .up = up_grads.mutable_data_ptr<float>(),
       .up_row_stride = n,
       .grad = dout.ref.data,
       .grad_dtype = dout.ref.dtype,
       .grad_row_stride = dout.ref.row_stride,
       .threads = thread_count(),
   });
-  const RowsOf dgate = float_rows(gate_sums, rows.rows, n);
-  const RowsOf dup = float_rows(up_sums, rows.rows, n);
+  const RowsOf dgate = float_rows(gate_grads, rows.rows, n);
+  const RowsOf dup = float_rows(up_grads, rows.rows, n);
 
   Tensor grad_x = nothing(x), grad_gate = nothing(x), grad_up = nothing(x);
   Tensor grad_gate_bias = nothing(x), grad_up_bias = nothing(x);
@@ -502,6 +533,7 @@ STABLE_TORCH_LIBRARY_IMPL(lanewise, CPU, m) {
   m.impl("linear", TORCH_BOX(&linear));
   m.impl("linear_backward", TORCH_BOX(&linear_backward));
   m.impl("gated_linear", TORCH_BOX(&gated_linear));
+  m.impl("gated_linear_for_backward", TORCH_BOX(&gated_linear_for_backward));
   m.impl("gated_linear_backward", TORCH_BOX(&gated_linear_backward));
   m.impl("pack_weight", TORCH_BOX(&pack_weight));
   m.impl("linear_packed", TORCH_BOX(&linear_packed));

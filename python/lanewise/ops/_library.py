@@ -66,6 +66,23 @@ def register_autograd(op: str, backward: Callable, setup_context: Callable) -> N
     torch.library.register_autograd(f"lanewise::{op}", padded, setup_context=setup_context)
 
 
+def register_twin(op: str, twin: str) -> None:
+    """Makes an op differentiable through another, whose first output is its own.
+
+    The twin returns besides what its backward needs; where no gradient is wanted, ``op`` runs.
+    """
+    overload, keeping = getattr(ops, op).default, getattr(ops, twin).default
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        tensors = (t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor))
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            return keeping(*args, **kwargs)[0]
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload(*args, **kwargs)
+
+    torch.library.impl(f"lanewise::{op}", "Autograd")(kernel)
+
+
 def register_no_gradient(op: str) -> None:
     """Makes backward through an op an error; torch would warn and go on with wrong numbers."""
 

@@ -13,6 +13,7 @@ from lanewise.ops._library import (
     register_autograd,
     register_fake,
     register_no_gradient,
+    register_twin,
 )
 
 
@@ -66,7 +67,8 @@ def gated_linear(
         activation: as for :func:`linear`.
 
     Returns:
-        ``[..., out]`` of x's dtype. Differentiable in every tensor.
+        ``[..., out]`` of x's dtype. Differentiable in every tensor. Where a gradient is wanted,
+        both sums are kept for it, ``[..., out]`` in float32.
 
     Raises:
         RuntimeError: on a wrong device, dtype, rank, shape, stride or activation name.
@@ -158,6 +160,13 @@ def _(x, gate, up, gate_bias=None, up_bias=None, *, activation="silu"):  # type:
     return x.new_empty((*x.shape[:-1], gate.shape[0]))
 
 
+@register_fake("gated_linear_for_backward")
+def _(x, gate, up, gate_bias=None, up_bias=None, *, activation="silu"):  # type: ignore[no-untyped-def]
+    shape = (*x.shape[:-1], gate.shape[0])
+    sums = [x.new_empty(shape, dtype=torch.float32) for _ in range(2)]
+    return x.new_empty(shape), *sums
+
+
 @register_fake("gated_linear_packed")
 def _(x, gate, up, gate_bias=None, up_bias=None, *, activation="silu"):  # type: ignore[no-untyped-def]
     return x.new_empty((*x.shape[:-1], gate.shape[0]))
@@ -176,7 +185,19 @@ def _(grad, x, weight, bias, *, activation, needs_x, needs_weight, needs_bias): 
 
 @register_fake("gated_linear_backward")
 def _(  # type: ignore[no-untyped-def]
-    grad, x, gate, up, gate_bias, up_bias, *, activation, needs_x, needs_weight, needs_bias
+    grad,
+    x,
+    gate,
+    up,
+    gate_sums,
+    up_sums,
+    gate_bias,
+    up_bias,
+    *,
+    activation,
+    needs_x,
+    needs_weight,
+    needs_bias,
 ):
     like = [x if bias is None else bias for bias in (gate_bias, up_bias)]
     return (
@@ -228,12 +249,16 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-def _gated_context(ctx: Any, inputs: tuple, keyword_only_inputs: dict, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _gated_context(
+    ctx: Any, inputs: tuple, keyword_only_inputs: dict, output: tuple[Tensor, ...]
+) -> None:
+    _out, *sums = output
+    ctx.mark_non_differentiable(*sums)
+    ctx.save_for_backward(*inputs[:3], *sums, *inputs[3:])
     ctx.activation = keyword_only_inputs["activation"]
 
 
-def _gated_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _gated_backward(ctx: Any, grad: Tensor, *_sums: Tensor) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad
     grads = ops.gated_linear_backward(
         _unit_stride(grad),
@@ -265,7 +290,8 @@ def _unit_stride(grad: Tensor) -> Tensor:
 
 
 register_autograd("linear", _linear_backward, _linear_context)
-register_autograd("gated_linear", _gated_backward, _gated_context)
+register_autograd("gated_linear_for_backward", _gated_backward, _gated_context)
+register_twin("gated_linear", "gated_linear_for_backward")
 register_autograd("matmul", _matmul_backward, _matmul_context)
 for _op in ("linear_backward", "gated_linear_backward", "linear_packed", "gated_linear_packed"):
     register_no_gradient(_op)
