@@ -59,9 +59,9 @@ COMMON = [
     "-Wno-maybe-uninitialized",  # g++ 12 says it of its own AVX-512 intrinsics
     "-Wno-unknown-pragmas",
     f"-I{ROOT / 'csrc'}",
-    # For sanitizers and other experiments; CFLAGS would reach setuptools' own flags as well.
-    *shlex.split(os.environ.get("LANEWISE_CFLAGS", "")),
 ]
+# For sanitizers and other experiments, after all other flags; CFLAGS would reach setuptools' own.
+EXTRA = shlex.split(os.environ.get("LANEWISE_CFLAGS", ""))
 LINK = ["-fopenmp", *shlex.split(os.environ.get("LANEWISE_LDFLAGS", ""))]
 
 
@@ -89,6 +89,7 @@ class BuildKernels(build_ext):
         return super().get_ext_filename(fullname)
 
     def compile_one(self, source: str, variant: str, flags: list[str]) -> str:
+        flags = [*flags, *EXTRA]
         obj = Path(self.build_temp, variant, source).with_suffix(".o")
         command = obj.with_suffix(".cmd")
         depfile = obj.with_suffix(".d")

@@ -367,8 +367,11 @@ def test_a_gated_gradient_can_be_taken_again() -> None:
 # --- memory --------------------------------------------------------------------------------------
 
 
-# Of malloc.h: arena, three counts, mapped, two more, in use, free, releasable.
-MALLINFO2 = (*"abcd", "mapped", *"ef", "in_use", *"gh")
+# The fields of malloc.h's struct mallinfo2, in order.
+MALLINFO2 = (
+    *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+    *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+)
 
 
 def allocated() -> int:
@@ -380,7 +383,7 @@ def allocated() -> int:
     mallinfo2 = ctypes.CDLL(None).mallinfo2
     mallinfo2.restype = Mallinfo2
     info = mallinfo2()
-    return info.in_use + info.mapped
+    return info.uordblks + info.hblkhd  # in use, and mapped
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="asks glibc from 2.33 on")

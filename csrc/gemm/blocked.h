@@ -61,11 +61,8 @@ class Strips {
 
   // `count` panels over depths [depth, depth + kc), packed or widened into `room`.
   Panels<Word> panels(int64_t panel, int64_t count, int64_t depth, int64_t kc, Word* room) const {
-    if constexpr (!std::is_same_v<Word, bf16x2>)
-      if (right_.packed && right_.matrix.dtype == DType::f32)
-        return packed_panels<Word>(panel, depth);
-    if constexpr (std::is_same_v<Word, bf16x2>)
-      if (right_.packed) return packed_panels<Word>(panel, depth);
+    constexpr DType kOwn = std::is_same_v<Word, float> ? DType::f32 : DType::bf16;
+    if (right_.packed && right_.matrix.dtype == kOwn) return packed_panels<Word>(panel, depth);
     // Stores may run over the end of a panel into the next one, which is written later.
     const int64_t size = divide_up(kc + 1, kDepthOf<Word>) * kTileCols;
     for (int64_t i = 0; i < count; ++i)
@@ -96,7 +93,6 @@ class Strips {
   // What the tiles of `count` panels are to fetch: the panels after them; or, where one tile reads
   // packed panels from end to end, what lies a little further on, as far as memory's latency asks.
   Upcoming upcoming(int64_t panel, int64_t count, int64_t depth, int64_t kc, int64_t tiles) const {
-    constexpr int64_t kFurther = 4096;
     const MatrixRef& m = right_.matrix;
     const auto* data = static_cast<const char*>(m.data);
     const int64_t size = m.dtype == DType::f32 ? 4 : 2;
@@ -107,7 +103,7 @@ class Strips {
     };
     if (!data) return {};
     if (right_.packed && tiles == 1)
-      return {packed(panel) + kFurther, count, panel_bytes, kc * kTileCols * size};
+      return {packed(panel) + kAhead, count, panel_bytes, kc * kTileCols * size};
     const int64_t next = (panel + count) * kTileCols, lines = least(count * kTileCols, n_ - next);
     if (lines <= 0) return {};
     if (right_.packed)

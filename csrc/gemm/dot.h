@@ -146,7 +146,7 @@ void dot_tile(int64_t k, const X* x, int64_t ldx, const T* w, int64_t ldw, int64
 inline constexpr int64_t kDotDepth = 1024, kDotDepthAtOnce = 512 * kLanes;
 
 // c[r · ldc + l] for all `rows` of x and `lines` of the weight, LINES at a time. `far`: the weight
-// comes from memory, and is fetched a group ahead.
+// comes from beyond L2, and is fetched a group ahead.
 template <int LINES, class T, class X>
 void dot_products(int64_t k, const X* x, int64_t ldx, int rows, const T* w, int64_t ldw, int lines,
                   bool far, float* c, int64_t ldc) {
@@ -158,7 +158,8 @@ void dot_products(int64_t k, const X* x, int64_t ldx, int rows, const T* w, int6
     for (int64_t depth = 0; depth == 0 || depth < k; depth += most) {
       const int64_t kc = k - depth < most ? k - depth : most;
       for (int pass = 0; pass < passes; ++pass) {
-        // Of equal height within one: 5 rows are 3 + 2, as 4 + 1 would leave the FMA units idle.
+        // Of equal height within one: 9 rows are 3 + 3 + 3, as 4 + 4 + 1 would leave FMA units
+        // idle.
         const int r = rows * pass / passes, height = rows * (pass + 1) / passes - r;
         with_rows<kMostRows>(height, [&]<int ROWS>(Rows<ROWS>) {
           dot_tile<ROWS, N>(kc, x + r * ldx + dot_words<T>(depth), ldx, w + l * ldw + depth, ldw,

@@ -172,8 +172,10 @@ struct Fetches {
 // Words of B between two turns of what is fetched.
 inline constexpr int64_t kWordsPerTurn = 8;
 
-// The lines of a panel's row that come kAhead later, into L1.
+// How far ahead panels are fetched that are read from end to end: as far as memory's latency asks.
 inline constexpr int64_t kAhead = 4096;  // bytes
+
+// The lines of a panel's row that come that much later, into L1.
 template <class B>
 LANEWISE_INLINE void fetch_row(const B* row) {
   const char* next = reinterpret_cast<const char*>(row) + kAhead;
