@@ -43,7 +43,8 @@ struct Footprint {
 // The panels of scores take half of L1 (the rest streams by), a block of rows half of L2, the owned
 // columns a quarter. More rows than 128 would gain no speed and lengthen the chains of sums. Fewer
 // columns where that would leave threads without work.
-inline Blocking choose_blocking(int64_t own, int64_t groups, const Footprint& f, int threads) {
+// `own`: the columns of the longest sequence; `total`: those of all.
+inline Blocking choose_blocking(int64_t own, int64_t total, const Footprint& f, int threads) {
   constexpr int64_t kFloat = sizeof(float);
   constexpr int64_t kMaxColumns = 128, kMinRows = 16, kMaxRows = 128, kUnitsPerThread = 4;
   const int64_t l1_rows = caches().l1 / 2 / (f.score_panels * kPanelCols * kFloat);
@@ -51,7 +52,7 @@ inline Blocking choose_blocking(int64_t own, int64_t groups, const Footprint& f,
   const int64_t l2_panels = caches().l2 / 4 / (f.column * kPanelCols * kFloat);
   int64_t panels = smaller(ceil_div(own, kPanelCols), smaller(l2_panels, kMaxColumns / kPanelCols));
   panels = larger(panels, 1);
-  while (panels > 1 && groups * ceil_div(own, panels * kPanelCols) < kUnitsPerThread * threads)
+  while (panels > 1 && total < kUnitsPerThread * threads * panels * kPanelCols)
     panels = ceil_div(panels, 2);
   return {panels * kPanelCols, larger(kMinRows, smaller(kMaxRows, smaller(l1_rows, l2_rows)))};
 }
@@ -87,53 +88,148 @@ inline void clear_column(float* panel, int column, int64_t rows) {
   for (int64_t r = 0; r < rows; ++r) panel[r * kPanelCols + column] = 0.0f;
 }
 
-// Rows begin … end of a head as float32. In place where they lie side by side already or where a
-// single panel reads them, since a copy would cost more than it saves.
-template <class T>
-inline Tokens as_float32(const T* data, int64_t stride, Range rows, int64_t dim, bool reused,
-                         float* buffer) {
-  const T* first = data + rows.begin * stride;
-  if constexpr (sizeof(T) == sizeof(float))
-    if (stride == dim || !reused) return {first, stride};
-  for (int64_t r = 0; r < rows.size(); ++r) convert_row(first + r * stride, buffer + r * dim, dim);
-  return {buffer, dim};
-}
+// One sequence of the batch.
+struct Sequence {
+  int64_t batch, queries, keys;
+  int64_t first_query, first_key;  // in packed arrays, else 0
+
+  Sequence(const AttentionParams& p, int64_t b)
+      : batch(b),
+        queries(p.queries),
+        keys(p.key_counts ? p.key_counts[b] : p.keys),
+        first_query(0),
+        first_key(0) {
+    if (p.query_starts) {
+      first_query = p.query_starts[b];
+      queries = p.query_starts[b + 1] - first_query;
+    }
+    if (p.key_starts) {
+      first_key = p.key_starts[b];
+      keys = p.key_starts[b + 1] - first_key;
+    }
+  }
+};
 
 template <class T>
 LANEWISE_INLINE T* head_of(T* data, const HeadStrides& s, int64_t batch, int64_t head) {
   return data + batch * s.batch + head * s.head;
 }
 
-// Offset of a head's statistics in [batch, heads, queries].
-LANEWISE_INLINE int64_t stats_of(const AttentionParams& p, int64_t batch, int64_t head) {
-  return (batch * p.heads + head) * p.queries;
+// Where the tokens of one head lie: `stride` apart, in one piece or in the blocks of a table.
+template <class T>
+struct TokenRows {
+  const T* data;
+  int64_t stride;
+  const int32_t* blocks = nullptr;
+  int64_t block_size = 0, block_stride = 0;
+
+  const T* row(int64_t token) const {
+    if (!blocks) return data + token * stride;
+    return data + blocks[token / block_size] * block_stride + token % block_size * stride;
+  }
+  // The end of the piece that `token` lies in, at most `end`.
+  int64_t piece_end(int64_t token, int64_t end) const {
+    return blocks ? smaller(end, (token / block_size + 1) * block_size) : end;
+  }
+};
+
+template <class T>
+inline TokenRows<T> key_rows(const AttentionParams& p, const void* data, const HeadStrides& s,
+                             const Sequence& sequence, int64_t kv_head) {
+  const T* head = static_cast<const T*>(data) + kv_head * s.head;
+  if (p.block_table)
+    return {head, s.token, p.block_table + sequence.batch * p.table_stride, p.block_size, s.batch};
+  return {head + sequence.batch * s.batch + sequence.first_key * s.token, s.token};
 }
+
+template <class T>
+inline TokenRows<T> query_rows(const void* data, const HeadStrides& s, const Sequence& sequence,
+                               int64_t head) {
+  return {head_of(static_cast<const T*>(data), s, sequence.batch, head) +
+              sequence.first_query * s.token,
+          s.token};
+}
+
+// Tokens begin … end of a head as float32. In place where they lie side by side already or where a
+// single panel reads them, since a copy would cost more than it saves.
+template <class T>
+inline Tokens as_float32(const TokenRows<T>& from, Range tokens, int64_t dim, bool reused,
+                         float* buffer) {
+  if constexpr (sizeof(T) == sizeof(float))
+    if (from.piece_end(tokens.begin, tokens.end) == tokens.end && (from.stride == dim || !reused))
+      return {from.row(tokens.begin), from.stride};
+  float* to = buffer;
+  for (int64_t t = tokens.begin; t < tokens.end;) {
+    const T* row = from.row(t);
+    for (const int64_t end = from.piece_end(t, tokens.end); t < end;
+         ++t, row += from.stride, to += dim)
+      convert_row(row, to, dim);
+  }
+  return {buffer, dim};
+}
+
+// Offset of the statistics of a head's first query.
+LANEWISE_INLINE int64_t stats_of(const AttentionParams& p, const Sequence& s, int64_t head) {
+  return s.batch * p.lse_batch + head * p.lse_head + s.first_query;
+}
+
+// The units of work of all sequences and key heads, numbered through.
+class Units {
+ public:
+  // count(sequence): the units of one head.
+  template <class F>
+  Units(const AttentionParams& p, F&& count) : p_(p) {
+    first_ = static_cast<int64_t*>(scratch(Scratch::state, (p.batch + 1) * sizeof(int64_t)));
+    first_[0] = 0;
+    for (int64_t b = 0; b < p.batch; ++b)
+      first_[b + 1] = first_[b] + count(Sequence(p, b)) * p.kv_heads;
+  }
+
+  int64_t size() const { return first_[p_.batch]; }
+
+  // run(sequence, head, i): unit i of a head.
+  template <class F>
+  LANEWISE_INLINE void at(int64_t unit, F&& run) const {
+    int64_t batch = 0;
+    for (int64_t end = p_.batch; end - batch > 1;) {
+      const int64_t middle = batch + (end - batch) / 2;
+      (first_[middle] <= unit ? batch : end) = middle;
+    }
+    const int64_t units = (first_[batch + 1] - first_[batch]) / p_.kv_heads;
+    unit -= first_[batch];
+    run(Sequence(p_, batch), unit / units, unit % units);
+  }
+
+ private:
+  const AttentionParams& p_;
+  int64_t* first_;
+};
 
 // Panels of queries: all heads that share a key head side by side, so that they meet each key once.
 // Column n of the stack is head n % group of query n / group, which keeps positions in order.
 struct QueryStack {
   const AttentionParams& p;
-  int64_t batch, kv_head, group;
+  Sequence sequence;
+  int64_t kv_head, group;
 
-  QueryStack(const AttentionParams& params, int64_t unit_group)
-      : p(params),
-        batch(unit_group / params.kv_heads),
-        kv_head(unit_group % params.kv_heads),
-        group(params.heads / params.kv_heads) {}
+  QueryStack(const AttentionParams& params, const Sequence& s, int64_t h)
+      : p(params), sequence(s), kv_head(h), group(params.heads / params.kv_heads) {}
 
+  int64_t size() const { return sequence.queries * group; }
   int64_t head(int64_t n) const { return kv_head * group + n % group; }
   int64_t query(int64_t n) const { return n / group; }
-  int64_t position(int64_t n) const { return query(n) + p.keys - p.queries; }
-  int64_t stats(int64_t n) const { return stats_of(p, batch, head(n)) + query(n); }
+  int64_t position(int64_t n) const { return query(n) + sequence.keys - sequence.queries; }
+  int64_t stats(int64_t n) const { return stats_of(p, sequence, head(n)) + query(n); }
 
   template <class T>
   LANEWISE_INLINE T* row(T* data, const HeadStrides& s, int64_t n) const {
-    return head_of(data, s, batch, head(n)) + query(n) * s.token;
+    return head_of(data, s, sequence.batch, head(n)) +
+           (sequence.first_query + query(n)) * s.token;
   }
 
   void describe(int64_t n0, int count, Columns& columns) const {
     columns.fill(count, [&](int c) {
-      const int64_t n = n0 + c;
+      const int64_t n = n0 + c, batch = sequence.batch;
       columns.position[c] = position(n);
       columns.slope[c] =
           p.slopes ? p.slopes[batch * p.slopes_batch + head(n) * p.slopes_head] : 0.0f;

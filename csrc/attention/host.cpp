@@ -42,10 +42,10 @@ AttentionParams describe(const py::array& q, const py::array& k, const py::array
       .batch = q.shape(0),
       .heads = q.shape(1),
       .kv_heads = k.shape(1),
-      .queries = q.shape(2),
-      .keys = k.shape(2),
       .dim = q.shape(3),
       .value_dim = v.shape(3),
+      .queries = q.shape(2),
+      .keys = k.shape(2),
       .q = q.data(),
       .k = k.data(),
       .v = v.data(),
@@ -59,6 +59,8 @@ AttentionParams describe(const py::array& q, const py::array& k, const py::array
       .out = const_cast<void*>(out.data()),
       .out_strides = strides_of(out),
       .lse = const_cast<float*>(lse.data()),
+      .lse_batch = q.shape(1) * q.shape(2),
+      .lse_head = q.shape(2),
       .threads = threads,
   };
   if (const auto& bias = options.bias) {

@@ -14,13 +14,26 @@ struct HeadStrides {
 
 enum class BiasType : int { none, f32, bf16, f16, boolean };
 
+// A batch of sequences. Their tokens are padded to one length, [batch, head, token, element], or
+// packed one sequence behind the other (batch strides are 0 then, and starts say where each begins),
+// or, keys and values only, paged: in blocks of block_size tokens that a table assigns.
+//
 // Query i of a sequence stands at key position i + keys − queries. It attends key j where
 // −window_left ≤ j − position ≤ window_right (−1: unbounded); causal is window_right 0. Its score
 // is
 //   softcap · tanh(scale · q·k / softcap) − slope · |position − j| + bias,  −inf where masked.
 struct AttentionParams {
   DType dtype;  // of q, k, v, out
-  int64_t batch, heads, kv_heads, queries, keys, dim, value_dim;
+  int64_t batch, heads, kv_heads, dim, value_dim;
+  int64_t queries, keys;        // of every sequence; where they differ, the most of any
+  const int64_t* query_starts;  // [batch + 1], packed; or null
+  const int64_t* key_starts;    // [batch + 1], packed; or null
+  const int32_t* key_counts;    // [batch], paged; or null
+  // Paged: token t of sequence b is token t % block_size of block
+  // block_table[b · table_stride + t / block_size]. The batch stride of k and v is that from one
+  // block to the next.
+  const int32_t* block_table;
+  int64_t table_stride, block_size;
   const void* q;
   const void* k;
   const void* v;
@@ -36,7 +49,8 @@ struct AttentionParams {
   float scale;
   void* out;
   HeadStrides out_strides;
-  float* lse;  // [batch, heads, queries]: natural log of the sum of exponentials, sink included
+  float* lse;  // natural log of the sum of exponentials, sink included
+  int64_t lse_batch, lse_head;  // strides; from one query to the next it is 1
   int threads;
 };
 
@@ -45,8 +59,8 @@ struct AttentionBackwardParams {
   AttentionParams forward;
   const void* grad_out;
   HeadStrides grad_out_strides;
-  const float* grad_lse;  // [batch, heads, queries], or null
-  float* delta;           // [batch, heads, queries], working memory
+  const float* grad_lse;  // laid out as lse, or null
+  float* delta;           // laid out as lse, working memory
   void* grad_q;           // these three in the forward's dtype
   void* grad_k;
   void* grad_v;

@@ -35,19 +35,18 @@ LANEWISE_INLINE void uncap(const float* derivative, int64_t rows, float* gradien
 // --- δ -------------------------------------------------------------------------------------------
 
 template <class T>
-void delta_rows(const AttentionBackwardParams& b, int64_t begin, int64_t end) {
+void deltas(const AttentionBackwardParams& b, const Sequence& s, int64_t head) {
   const AttentionParams& p = b.forward;
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t query = row % p.queries, head = row / p.queries % p.heads;
-    const int64_t batch = row / p.queries / p.heads;
-    const T* out = head_of(static_cast<const T*>(p.out), p.out_strides, batch, head) +
-                   query * p.out_strides.token;
-    const T* grad = head_of(static_cast<const T*>(b.grad_out), b.grad_out_strides, batch, head) +
-                    query * b.grad_out_strides.token;
+  const TokenRows<T> outs = query_rows<T>(p.out, p.out_strides, s, head);
+  const TokenRows<T> grads = query_rows<T>(b.grad_out, b.grad_out_strides, s, head);
+  const int64_t stats = stats_of(p, s, head);
+  for (int64_t query = 0; query < s.queries; ++query) {
+    const T *out = outs.row(query), *grad = grads.row(query);
     f32v total = broadcast(0.0f);
     for (int64_t i = 0; i < p.value_dim; i += kLanes)
       total += load_some(out + i, p.value_dim - i) * load_some(grad + i, p.value_dim - i);
-    b.delta[row] = dead(p.lse[row]) ? 0.0f : sum(total) - (b.grad_lse ? b.grad_lse[row] : 0.0f);
+    const int64_t at = stats + query;
+    b.delta[at] = dead(p.lse[at]) ? 0.0f : sum(total) - (b.grad_lse ? b.grad_lse[at] : 0.0f);
   }
 }
 
@@ -59,16 +58,16 @@ class QueryGradients {
  public:
   static constexpr int64_t kScorePanels = 2;
 
-  QueryGradients(const AttentionBackwardParams& params, const Blocking& bl, int64_t group,
-                 int64_t n0, int64_t count)
+  QueryGradients(const AttentionBackwardParams& params, const Blocking& bl, const Sequence& s,
+                 int64_t kv_head, int64_t n0)
       : b(params),
         p(params.forward),
         blocking(bl),
         options(query_options(p)),
-        stack(p, group),
+        stack(p, s, kv_head),
         begin(n0),
-        end(n0 + count),
-        panels(static_cast<int>(ceil_div(count, kPanelCols))) {
+        end(smaller(n0 + bl.columns, stack.size())),
+        panels(static_cast<int>(ceil_div(end - n0, kPanelCols))) {
     const int64_t scores_size = blocking.rows * kPanelCols;
     carve({{&q, blocking.columns * p.dim},
            {&grad_out, blocking.columns * p.value_dim},
@@ -85,14 +84,13 @@ class QueryGradients {
   void run() {
     for (int i = 0; i < panels; ++i) start(i);
     const Range all =
-        rows_met(options, stack.position(begin), stack.position(end - 1), {0, p.keys});
-    const T* k_head = head_of(static_cast<const T*>(p.k), p.k_strides, stack.batch, stack.kv_head);
-    const T* v_head = head_of(static_cast<const T*>(p.v), p.v_strides, stack.batch, stack.kv_head);
+        rows_met(options, stack.position(begin), stack.position(end - 1), {0, stack.sequence.keys});
+    const auto k_head = key_rows<T>(p, p.k, p.k_strides, stack.sequence, stack.kv_head);
+    const auto v_head = key_rows<T>(p, p.v, p.v_strides, stack.sequence, stack.kv_head);
     for (int64_t row = blocking.first(all); row < all.end; row += blocking.rows) {
       const Range block = blocking.block(row, all);
-      const Tokens keys = as_float32(k_head, p.k_strides.token, block, p.dim, panels > 1, k);
-      const Tokens values =
-          as_float32(v_head, p.v_strides.token, block, p.value_dim, panels > 1, v);
+      const Tokens keys = as_float32(k_head, block, p.dim, panels > 1, k);
+      const Tokens values = as_float32(v_head, block, p.value_dim, panels > 1, v);
       for (int i = 0; i < panels; ++i) attend(i, block, keys, values);
     }
     for (int i = 0; i < panels; ++i) finish(i);
@@ -171,11 +169,11 @@ ScoreOptions key_options(const AttentionParams& p) {
   return o;
 }
 
-void describe_keys(const AttentionParams& p, int64_t batch, int64_t head, int64_t j0, int count,
+void describe_keys(const AttentionParams& p, const Sequence& s, int64_t head, int64_t j0, int count,
                    Columns& columns) {
   columns.fill(count, [&](int c) {
-    const int64_t j = j0 + c;
-    columns.position[c] = j - (p.keys - p.queries);
+    const int64_t j = j0 + c, batch = s.batch;
+    columns.position[c] = j - (s.keys - s.queries);
     columns.slope[c] = p.slopes ? p.slopes[batch * p.slopes_batch + head * p.slopes_head] : 0.0f;
     columns.bias[c] = batch * p.bias_batch + head * p.bias_head + j * p.bias_key;
   });
@@ -198,20 +196,18 @@ struct QueryRows {
     fill(scale, kPanelCols, p.scale);
   }
 
-  void load_block(int64_t batch, int64_t head, Range rows, bool reused) {
+  void load_block(const Sequence& s, int64_t head, Range rows, bool reused) {
     block = rows;
-    stats = stats_of(p, batch, head);
-    queries = as_float32(head_of(static_cast<const T*>(p.q), p.q_strides, batch, head),
-                         p.q_strides.token, rows, p.dim, reused, q_buffer);
-    gradients =
-        as_float32(head_of(static_cast<const T*>(b.grad_out), b.grad_out_strides, batch, head),
-                   b.grad_out_strides.token, rows, p.value_dim, reused, grad_buffer);
+    stats = stats_of(p, s, head);
+    queries = as_float32(query_rows<T>(p.q, p.q_strides, s, head), rows, p.dim, reused, q_buffer);
+    gradients = as_float32(query_rows<T>(b.grad_out, b.grad_out_strides, s, head), rows,
+                           p.value_dim, reused, grad_buffer);
   }
 
   // meet({begin, end}) for every run of `all` between the dead queries.
   template <class F>
-  void for_each_live(int64_t batch, int64_t head, Range all, F&& meet) const {
-    const float* lse = p.lse + stats_of(p, batch, head);
+  void for_each_live(const Sequence& s, int64_t head, Range all, F&& meet) const {
+    const float* lse = p.lse + stats_of(p, s, head);
     for (int64_t row = all.begin; row < all.end; ++row) {
       const int64_t first = row;
       while (row < all.end && !dead(lse[row])) ++row;
@@ -237,12 +233,12 @@ struct QueryRows {
 };
 
 template <class T>
-void pack_keys(const AttentionParams& p, int64_t batch, int64_t kv_head, int64_t j0, int count,
+void pack_keys(const AttentionParams& p, const Sequence& s, int64_t kv_head, int64_t j0, int count,
                float* k, float* v) {
-  const T* k_head = head_of(static_cast<const T*>(p.k), p.k_strides, batch, kv_head);
-  const T* v_head = head_of(static_cast<const T*>(p.v), p.v_strides, batch, kv_head);
-  pack_columns([&](int c) { return k_head + (j0 + c) * p.k_strides.token; }, count, p.dim, k);
-  pack_columns([&](int c) { return v_head + (j0 + c) * p.v_strides.token; }, count, p.value_dim, v);
+  const auto k_head = key_rows<T>(p, p.k, p.k_strides, s, kv_head);
+  const auto v_head = key_rows<T>(p, p.v, p.v_strides, s, kv_head);
+  pack_columns([&](int c) { return k_head.row(j0 + c); }, count, p.dim, k);
+  pack_columns([&](int c) { return v_head.row(j0 + c); }, count, p.value_dim, v);
 }
 
 template <class T>
@@ -250,16 +246,16 @@ class KeyGradients {
  public:
   static constexpr int64_t kScorePanels = 2;
 
-  KeyGradients(const AttentionBackwardParams& params, const Blocking& bl, int64_t group, int64_t j0,
-               int64_t count)
+  KeyGradients(const AttentionBackwardParams& params, const Blocking& bl, const Sequence& s,
+               int64_t head, int64_t j0)
       : b(params),
         p(params.forward),
         blocking(bl),
-        batch(group / p.kv_heads),
-        kv_head(group % p.kv_heads),
+        sequence(s),
+        kv_head(head),
         begin(j0),
-        end(j0 + count),
-        panels(static_cast<int>(ceil_div(count, kPanelCols))),
+        end(smaller(j0 + bl.columns, s.keys)),
+        panels(static_cast<int>(ceil_div(end - j0, kPanelCols))),
         rows(params) {
     const int64_t scores_size = blocking.rows * kPanelCols;
     carve({{&k, blocking.columns * p.dim},
@@ -276,7 +272,7 @@ class KeyGradients {
 
   void run() {
     for (int i = 0; i < panels; ++i) {
-      pack_keys<T>(p, batch, kv_head, first_column(i), count(i), k + i * kPanelCols * p.dim,
+      pack_keys<T>(p, sequence, kv_head, first_column(i), count(i), k + i * kPanelCols * p.dim,
                    v + i * kPanelCols * p.value_dim);
       fill(grad_k + i * kPanelCols * p.dim, kPanelCols * p.dim, 0.0f);
       fill(grad_v + i * kPanelCols * p.value_dim, kPanelCols * p.value_dim, 0.0f);
@@ -292,12 +288,12 @@ class KeyGradients {
 
   void meet_head(int64_t head) {
     for (int i = 0; i < panels; ++i)
-      describe_keys(p, batch, head, first_column(i), count(i), columns[i]);
+      describe_keys(p, sequence, head, first_column(i), count(i), columns[i]);
     const Range all =
-        rows_met(rows.options, columns[0].first(), columns[panels - 1].last(), {0, p.queries});
+        rows_met(rows.options, columns[0].first(), columns[panels - 1].last(), {0, sequence.queries});
     for (int64_t row = blocking.first(all); row < all.end; row += blocking.rows)
-      rows.for_each_live(batch, head, blocking.block(row, all), [&](Range live) {
-        rows.load_block(batch, head, live, panels > 1);
+      rows.for_each_live(sequence, head, blocking.block(row, all), [&](Range live) {
+        rows.load_block(sequence, head, live, panels > 1);
         for (int i = 0; i < panels; ++i) accumulate(i);
       });
   }
@@ -316,8 +312,12 @@ class KeyGradients {
 
   void finish(int i) {
     float one[kPanelCols];
-    T* k_head = head_of(static_cast<T*>(b.grad_k), b.grad_k_strides, batch, kv_head);
-    T* v_head = head_of(static_cast<T*>(b.grad_v), b.grad_v_strides, batch, kv_head);
+    const auto head = [&](void* data, const HeadStrides& s) {
+      return head_of(static_cast<T*>(data), s, sequence.batch, kv_head) +
+             sequence.first_key * s.token;
+    };
+    T* k_head = head(b.grad_k, b.grad_k_strides);
+    T* v_head = head(b.grad_v, b.grad_v_strides);
     unpack_columns(grad_k + i * kPanelCols * p.dim, count(i), p.dim, rows.scale,
                    [&](int c) { return k_head + (first_column(i) + c) * b.grad_k_strides.token; });
     fill(one, kPanelCols, 1.0f);
@@ -328,7 +328,8 @@ class KeyGradients {
   const AttentionBackwardParams& b;
   const AttentionParams& p;
   const Blocking& blocking;
-  const int64_t batch, kv_head;
+  const Sequence sequence;
+  const int64_t kv_head;
   const int64_t begin, end;  // keys
   const int panels;
   QueryRows<T> rows;
@@ -380,23 +381,27 @@ class BiasGradient {
     const Range heads = share(b.bias_heads > 1, bias_head, 1, p.heads);
     queries = share(b.bias_queries > 1, query_part, block, p.queries);
     const Range keys = share(b.bias_keys > 1, key_part, kPanelCols, p.keys);
-    for (int64_t batch = batches.begin; batch < batches.end; ++batch)
+    for (int64_t batch = batches.begin; batch < batches.end; ++batch) {
+      const Sequence s(p, batch);
+      const int64_t end = smaller(keys.end, s.keys);
       for (int64_t head = heads.begin; head < heads.end; ++head)
-        for (int64_t j = keys.begin; j < keys.end; j += kPanelCols)
-          meet_panel(batch, head, j, static_cast<int>(smaller(kPanelCols, keys.end - j)));
+        for (int64_t j = keys.begin; j < end; j += kPanelCols)
+          meet_panel(s, head, j, static_cast<int>(smaller(kPanelCols, end - j)));
+    }
     store_sums(b.grad_bias + (bias_batch * b.bias_heads + bias_head) * b.bias_queries * b.bias_keys,
                keys);
   }
 
  private:
-  void meet_panel(int64_t batch, int64_t head, int64_t j0, int count) {
-    describe_keys(p, batch, head, j0, count, columns);
-    const Range all = rows_met(rows.options, columns.first(), columns.last(), queries);
+  void meet_panel(const Sequence& s, int64_t head, int64_t j0, int count) {
+    describe_keys(p, s, head, j0, count, columns);
+    const Range all = rows_met(rows.options, columns.first(), columns.last(),
+                               {queries.begin, smaller(queries.end, s.queries)});
     if (all.empty()) return;
-    pack_keys<T>(p, batch, head / (p.heads / p.kv_heads), j0, count, k, v);
+    pack_keys<T>(p, s, head / (p.heads / p.kv_heads), j0, count, k, v);
     for (int64_t row = all.begin; row < all.end; row += block)
-      rows.for_each_live(batch, head, {row, smaller(row + block, all.end)}, [&](Range live) {
-        rows.load_block(batch, head, live, false);
+      rows.for_each_live(s, head, {row, smaller(row + block, all.end)}, [&](Range live) {
+        rows.load_block(s, head, live, false);
         add(rows.meet_panel(columns, k, v));
       });
   }
@@ -445,9 +450,10 @@ void sink_gradient(const AttentionBackwardParams& b, int64_t head) {
   constexpr int64_t kRun = 16 * kLanes;  // queries summed in float32, 16 deep, before they join
   double total = 0;
   for (int64_t batch = 0; batch < p.batch; ++batch) {
-    const int64_t stats = stats_of(p, batch, head);
-    for (int64_t first = 0; first < p.queries; first += kRun) {
-      const int64_t end = smaller(first + kRun, p.queries);
+    const Sequence s(p, batch);
+    const int64_t stats = stats_of(p, s, head);
+    for (int64_t first = 0; first < s.queries; first += kRun) {
+      const int64_t end = smaller(first + kRun, s.queries);
       f32v part = broadcast(0.0f);
       for (int64_t i = first; i < end; i += kLanes) {
         const f32v lse = load_some(p.lse + stats + i, end - i);
@@ -462,21 +468,27 @@ void sink_gradient(const AttentionBackwardParams& b, int64_t head) {
   b.grad_sinks[head] = static_cast<float>(total);
 }
 
-// Runs Unit over all columns of all groups, the last ones first where `descending`.
-template <class Unit>
-void run_units(const AttentionBackwardParams& b, int64_t own, bool descending,
+// Runs Unit over the columns of all sequences, the last ones first where `descending`.
+template <class Unit, class F>
+void run_units(const AttentionBackwardParams& b, F&& columns_of, bool descending,
                int64_t column_floats, int threads) {
   const AttentionParams& p = b.forward;
-  const int64_t groups = p.batch * p.kv_heads;
+  int64_t most = 0, total = 0;
+  for (int64_t batch = 0; batch < p.batch; ++batch) {
+    const int64_t columns = columns_of(Sequence(p, batch));
+    most = larger(most, columns);
+    total += columns * p.kv_heads;
+  }
   const Blocking blocking = choose_blocking(
-      own, groups,
+      most, total,
       {.row = p.dim + p.value_dim, .column = column_floats, .score_panels = Unit::kScorePanels},
       threads);
-  const int64_t units = blocking.units(own);
-  parallel_tasks(groups * units, threads, [&](int64_t task) {
-    const int64_t unit = descending ? units - 1 - task % units : task % units;
-    const int64_t first = unit * blocking.columns;
-    Unit(b, blocking, task / units, first, smaller(blocking.columns, own - first)).run();
+  const Units units(p, [&](const Sequence& s) { return blocking.units(columns_of(s)); });
+  parallel_tasks(units.size(), threads, [&](int64_t task) {
+    units.at(task, [&](const Sequence& s, int64_t head, int64_t unit) {
+      if (descending) unit = blocking.units(columns_of(s)) - 1 - unit;
+      Unit(b, blocking, s, head, unit * blocking.columns).run();
+    });
   });
 }
 
@@ -496,17 +508,23 @@ void bias_gradient(const AttentionBackwardParams& b, int threads) {
 void attention_backward(const AttentionBackwardParams& b) {
   const AttentionParams& p = b.forward;
   if (p.batch == 0 || p.kv_heads == 0) return;
-  const int64_t rows = p.batch * p.heads * p.queries, dims = p.dim + p.value_dim;
-  const int threads = useful_threads(static_cast<double>(rows) * (p.keys * dims), p.threads);
+  const int64_t group = p.heads / p.kv_heads, dims = p.dim + p.value_dim;
+  double work = 0;
+  for (int64_t batch = 0; batch < p.batch; ++batch) {
+    const Sequence s(p, batch);
+    work += static_cast<double>(s.queries * p.heads) * (s.keys * dims);
+  }
+  const int threads = useful_threads(work, p.threads);
   with_dtype(p.dtype, [&](auto element) {
     using T = decltype(element);
-    constexpr int64_t kGrain = 64;
-    parallel_ranges(rows, kGrain, threads,
-                    [&](int64_t begin, int64_t end) { delta_rows<T>(b, begin, end); });
+    parallel_tasks(p.batch * p.heads, threads, [&](int64_t task) {
+      deltas<T>(b, Sequence(p, task / p.heads), task % p.heads);
+    });
     // With causality the last queries meet the most keys, and the first keys the most queries.
-    run_units<QueryGradients<T>>(b, p.queries * (p.heads / p.kv_heads), true, dims + p.dim,
-                                 threads);
-    run_units<KeyGradients<T>>(b, p.keys, false, 2 * dims, threads);
+    run_units<QueryGradients<T>>(
+        b, [&](const Sequence& s) { return s.queries * group; }, true, dims + p.dim, threads);
+    run_units<KeyGradients<T>>(
+        b, [](const Sequence& s) { return s.keys; }, false, 2 * dims, threads);
     if (b.grad_bias) bias_gradient<T>(b, threads);
   });
   if (b.grad_sinks) parallel_tasks(p.heads, threads, [&](int64_t head) { sink_gradient(b, head); });

@@ -19,33 +19,33 @@ struct Buffers {
   }
 };
 
-// Columns n0 … n0 + count of a query stack, from their queries to their outputs.
+// Columns of a query stack from n0 on, from their queries to their outputs.
 template <class T>
 class Unit {
  public:
-  Unit(const AttentionParams& params, const Blocking& b, int64_t group, int64_t n0, int64_t count)
-      : p(params),
-        options(query_options(params)),
+  Unit(const Blocking& b, const QueryStack& s, int64_t n0)
+      : p(s.p),
+        options(query_options(p)),
         blocking(b),
-        stack(params, group),
-        buffers(params, b),
+        stack(s),
+        buffers(p, b),
         begin(n0),
-        end(n0 + count),
-        panels(static_cast<int>(ceil_div(count, kPanelCols))) {
+        end(smaller(n0 + b.columns, s.size())),
+        panels(static_cast<int>(ceil_div(end - n0, kPanelCols))) {
     fill(scale, kPanelCols, p.scale);
   }
 
   void run() {
     for (int i = 0; i < panels; ++i) start(i);
     const Range all =
-        rows_met(options, stack.position(begin), stack.position(end - 1), {0, p.keys});
-    const T* k = head_of(static_cast<const T*>(p.k), p.k_strides, stack.batch, stack.kv_head);
-    const T* v = head_of(static_cast<const T*>(p.v), p.v_strides, stack.batch, stack.kv_head);
+        rows_met(options, stack.position(begin), stack.position(end - 1), {0, stack.sequence.keys});
+    const auto k = key_rows<T>(p, p.k, p.k_strides, stack.sequence, stack.kv_head);
+    const auto v = key_rows<T>(p, p.v, p.v_strides, stack.sequence, stack.kv_head);
     for (int64_t row = blocking.first(all); row < all.end; row += blocking.rows) {
       const Range block = blocking.block(row, all);
       const bool reused = panels > 1;
-      const Tokens keys = as_float32(k, p.k_strides.token, block, p.dim, reused, buffers.k);
-      const Tokens values = as_float32(v, p.v_strides.token, block, p.value_dim, reused, buffers.v);
+      const Tokens keys = as_float32(k, block, p.dim, reused, buffers.k);
+      const Tokens values = as_float32(v, block, p.value_dim, reused, buffers.v);
       for (int i = 0; i < panels; ++i) attend(i, block, keys, values);
     }
     for (int i = 0; i < panels; ++i) finish(i);
@@ -110,21 +110,28 @@ class Unit {
 }  // namespace
 
 void attention(const AttentionParams& p) {
-  const int64_t groups = p.batch * p.kv_heads;
-  if (groups == 0 || p.heads == 0 || p.queries == 0) return;
-  const int64_t own = p.queries * (p.heads / p.kv_heads);
-  const double work = static_cast<double>(groups * own) * (p.keys * (p.dim + p.value_dim));
+  if (p.batch == 0 || p.heads == 0 || p.queries == 0) return;
+  const int64_t group = p.heads / p.kv_heads;
+  int64_t columns = 0;
+  double work = 0;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const Sequence s(p, b);
+    columns += s.queries * p.heads;
+    work += static_cast<double>(s.queries * p.heads) * (s.keys * (p.dim + p.value_dim));
+  }
   const int threads = useful_threads(work, p.threads);
   const Blocking blocking = choose_blocking(
-      own, groups, {.row = p.dim + p.value_dim, .column = p.dim + p.value_dim, .score_panels = 1},
-      threads);
-  const int64_t units = blocking.units(own);
+      p.queries * group, columns,
+      {.row = p.dim + p.value_dim, .column = p.dim + p.value_dim, .score_panels = 1}, threads);
+  const Units units(p, [&](const Sequence& s) { return blocking.units(s.queries * group); });
   with_dtype(p.dtype, [&](auto element) {
-    parallel_tasks(groups * units, threads, [&](int64_t task) {
-      // A causal unit's work grows with its queries: the last ones first.
-      const int64_t n0 = (units - 1 - task % units) * blocking.columns;
-      Unit<decltype(element)>(p, blocking, task / units, n0, smaller(blocking.columns, own - n0))
-          .run();
+    parallel_tasks(units.size(), threads, [&](int64_t task) {
+      units.at(task, [&](const Sequence& s, int64_t head, int64_t unit) {
+        const QueryStack stack(p, s, head);
+        // A causal unit's work grows with its queries: the last ones first.
+        const int64_t last = blocking.units(stack.size()) - 1;
+        Unit<decltype(element)>(blocking, stack, (last - unit) * blocking.columns).run();
+      });
     });
   });
 }

@@ -136,10 +136,10 @@ AttentionParams describe(Arguments& a) {
       .batch = a.q.size(0),
       .heads = a.q.size(1),
       .kv_heads = a.k.size(1),
-      .queries = queries,
-      .keys = keys,
       .dim = a.q.size(3),
       .value_dim = a.v.size(3),
+      .queries = queries,
+      .keys = keys,
       .q = a.q.const_data_ptr(),
       .k = a.k.const_data_ptr(),
       .v = a.v.const_data_ptr(),
@@ -150,6 +150,8 @@ AttentionParams describe(Arguments& a) {
       .window_right = a.causal ? 0 : bounded(a.window_right),
       .softcap = static_cast<float>(a.softcap),
       .scale = static_cast<float>(a.scale.value_or(1 / std::sqrt(double(a.q.size(3))))),
+      .lse_batch = a.q.size(1) * queries,
+      .lse_head = queries,
       .threads = thread_count(),
   };
   if (a.bias) describe_bias(a, p);

@@ -430,10 +430,10 @@ void check_attention(const Table& t, DType type, const std::string& name, int64_
                        .batch = 1,
                        .heads = heads,
                        .kv_heads = 1,
-                       .queries = queries,
-                       .keys = keys,
                        .dim = dim,
                        .value_dim = value_dim,
+                       .queries = queries,
+                       .keys = keys,
                        .q = q.data(),
                        .k = k.data(),
                        .v = v.data(),
@@ -447,6 +447,8 @@ void check_attention(const Table& t, DType type, const std::string& name, int64_
                        .out = out.data(),
                        .out_strides = {0, queries * value_dim, value_dim},
                        .lse = lse.floats(),
+                       .lse_batch = heads * queries,
+                       .lse_head = queries,
                        .threads = 2};
   if (with_options) {
     p.window_left = 9;
