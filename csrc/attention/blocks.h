@@ -15,8 +15,6 @@ LANEWISE_INLINE void fill(float* p, int64_t count, float value) {
 
 inline constexpr int kMaxPanels = 16;  // 128 columns of the narrowest target
 
-LANEWISE_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // A unit of work owns `columns` tokens, in panels, and meets `rows` of the others at a time. The
 // result does not depend on the columns: blocks start at fixed rows wherever a unit's range does,
 // so that every column's sums are the same sums for any cut, and so for any number of threads.
@@ -46,7 +44,7 @@ struct Footprint {
 // `own`: the columns of the longest sequence; `total`: those of all.
 inline Blocking choose_blocking(int64_t own, int64_t total, const Footprint& f, int threads) {
   constexpr int64_t kFloat = sizeof(float);
-  constexpr int64_t kMaxColumns = 128, kMinRows = 16, kMaxRows = 128, kUnitsPerThread = 4;
+  constexpr int64_t kMaxColumns = 128, kMinRows = 16, kMaxRows = 192, kUnitsPerThread = 4;
   const int64_t l1_rows = caches().l1 / 2 / (f.score_panels * kPanelCols * kFloat);
   const int64_t l2_rows = caches().l2 / 2 / (f.row * kFloat);
   const int64_t l2_panels = caches().l2 / 4 / (f.column * kPanelCols * kFloat);
@@ -176,10 +174,9 @@ LANEWISE_INLINE int64_t stats_of(const AttentionParams& p, const Sequence& s, in
 // The units of work of all sequences and key heads, numbered through.
 class Units {
  public:
-  // count(sequence): the units of one head.
+  // count(sequence): the units of one head. `first` has room for batch + 1 numbers.
   template <class F>
-  Units(const AttentionParams& p, F&& count) : p_(p) {
-    first_ = static_cast<int64_t*>(scratch(Scratch::state, (p.batch + 1) * sizeof(int64_t)));
+  Units(const AttentionParams& p, int64_t* first, F&& count) : p_(p), first_(first) {
     first_[0] = 0;
     for (int64_t b = 0; b < p.batch; ++b)
       first_[b + 1] = first_[b] + count(Sequence(p, b)) * p.kv_heads;
@@ -221,10 +218,18 @@ struct QueryStack {
   int64_t position(int64_t n) const { return query(n) + sequence.keys - sequence.queries; }
   int64_t stats(int64_t n) const { return stats_of(p, sequence, head(n)) + query(n); }
 
+  // to[c]: the row of column n0 + c.
   template <class T>
-  LANEWISE_INLINE T* row(T* data, const HeadStrides& s, int64_t n) const {
-    return head_of(data, s, sequence.batch, head(n)) +
-           (sequence.first_query + query(n)) * s.token;
+  void rows(T* data, const HeadStrides& s, int64_t n0, int count, T** to) const {
+    for (int c = 0; c < count; ++c)
+      to[c] = head_of(data, s, sequence.batch, head(n0 + c)) +
+              (sequence.first_query + query(n0 + c)) * s.token;
+  }
+
+  // sink[c]: that of column n0 + c, −inf where there is none.
+  void sinks(int64_t n0, int count, float* sink) const {
+    fill(sink, kPanelCols, -__builtin_inff());
+    for (int c = 0; p.sinks && c < count; ++c) sink[c] = p.sinks[head(n0 + c)];
   }
 
   void describe(int64_t n0, int count, Columns& columns) const {
@@ -232,7 +237,7 @@ struct QueryStack {
       const int64_t n = n0 + c, batch = sequence.batch;
       columns.position[c] = position(n);
       columns.slope[c] =
-          p.slopes ? p.slopes[batch * p.slopes_batch + head(n) * p.slopes_head] : 0.0f;
+          p.slopes ? kLog2E * p.slopes[batch * p.slopes_batch + head(n) * p.slopes_head] : 0.0f;
       columns.bias[c] = batch * p.bias_batch + head(n) * p.bias_head + query(n) * p.bias_query;
     });
   }

@@ -15,8 +15,8 @@ struct HeadStrides {
 enum class BiasType : int { none, f32, bf16, f16, boolean };
 
 // A batch of sequences. Their tokens are padded to one length, [batch, head, token, element], or
-// packed one sequence behind the other (batch strides are 0 then, and starts say where each begins),
-// or, keys and values only, paged: in blocks of block_size tokens that a table assigns.
+// packed one sequence behind the other (batch strides are 0 then, and starts say where each
+// begins), or, keys and values only, paged: in blocks of block_size tokens that a table assigns.
 //
 // Query i of a sequence stands at key position i + keys − queries. It attends key j where
 // −window_left ≤ j − position ≤ window_right (−1: unbounded); causal is window_right 0. Its score
@@ -49,7 +49,7 @@ struct AttentionParams {
   float scale;
   void* out;
   HeadStrides out_strides;
-  float* lse;  // natural log of the sum of exponentials, sink included
+  float* lse;                   // natural log of the sum of exponentials, sink included
   int64_t lse_batch, lse_head;  // strides; from one query to the next it is 1
   int threads;
 };

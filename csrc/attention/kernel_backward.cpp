@@ -12,6 +12,12 @@ namespace {
 // Whether a query attended nothing: it has no gradient and gives none, whatever NaN it would meet.
 LANEWISE_INLINE bool dead(float lse) { return lse == -__builtin_inff(); }
 
+// A log as the scores are, bounded as they are.
+LANEWISE_INLINE float in_base_2(float lse) {
+  const float log = lse * kLog2E;
+  return __builtin_isinf(log) && !__builtin_isinf(lse) ? __builtin_copysignf(kLargest, log) : log;
+}
+
 // scores become P, products (dO·Vᵀ) become dS.
 template <class LseOf, class DeltaOf>
 LANEWISE_INLINE void score_gradients(float* scores, float* products, int64_t rows, LseOf lse,
@@ -19,7 +25,7 @@ LANEWISE_INLINE void score_gradients(float* scores, float* products, int64_t row
   for (int64_t r = 0; r < rows; ++r)
     for (int v = 0; v < kPanelVectors; ++v) {
       const int64_t at = r * kPanelCols + v * kLanes;
-      const f32v weight = exp(load(scores + at) - lse(r, v));
+      const f32v weight = exp2(load(scores + at) - lse(r, v));
       store(scores + at, weight);
       store(products + at, weight * (load(products + at) - delta(r, v)));
     }
@@ -78,7 +84,7 @@ class QueryGradients {
            {&bias, p.bias_type == BiasType::none ? 0 : scores_size},
            {&k, blocking.rows * p.dim},
            {&v, blocking.rows * p.value_dim}});
-    fill(scale, kPanelCols, p.scale);
+    fill(scale, kPanelCols, product_scale(p.scale, p.softcap));
   }
 
   void run() {
@@ -103,18 +109,16 @@ class QueryGradients {
     const int64_t n0 = first_column(i);
     const int count = static_cast<int>(smaller(kPanelCols, end - n0));
     stack.describe(n0, count, columns[i]);
-    pack_columns([&](int c) { return stack.row(static_cast<const T*>(p.q), p.q_strides, n0 + c); },
-                 count, p.dim, q + i * kPanelCols * p.dim);
-    pack_columns(
-        [&](int c) {
-          return stack.row(static_cast<const T*>(b.grad_out), b.grad_out_strides, n0 + c);
-        },
-        count, p.value_dim, grad_out + i * kPanelCols * p.value_dim);
+    const T* from[kPanelCols];
+    stack.rows(static_cast<const T*>(p.q), p.q_strides, n0, count, from);
+    pack_columns(from, count, p.dim, q + i * kPanelCols * p.dim);
+    stack.rows(static_cast<const T*>(b.grad_out), b.grad_out_strides, n0, count, from);
+    pack_columns(from, count, p.value_dim, grad_out + i * kPanelCols * p.value_dim);
     fill(grad_q + i * kPanelCols * p.dim, kPanelCols * p.dim, 0.0f);
     fill(lse[i], kPanelCols, 0.0f);
     fill(delta[i], kPanelCols, 0.0f);
     for (int c = 0; c < count; ++c) {
-      lse[i][c] = p.lse[stack.stats(n0 + c)];
+      lse[i][c] = in_base_2(p.lse[stack.stats(n0 + c)]);
       delta[i][c] = b.delta[stack.stats(n0 + c)];
     }
   }
@@ -138,9 +142,11 @@ class QueryGradients {
   void finish(int i) {
     for (int c = 0; c < columns[i].count; ++c)
       if (dead(lse[i][c])) clear_column(grad_q + i * kPanelCols * p.dim, c, p.dim);
-    unpack_columns(grad_q + i * kPanelCols * p.dim, columns[i].count, p.dim, scale, [&](int c) {
-      return stack.row(static_cast<T*>(b.grad_q), b.grad_q_strides, first_column(i) + c);
-    });
+    T* to[kPanelCols];
+    stack.rows(static_cast<T*>(b.grad_q), b.grad_q_strides, first_column(i), columns[i].count, to);
+    float natural[kPanelCols];
+    fill(natural, kPanelCols, p.scale);
+    unpack_columns(grad_q + i * kPanelCols * p.dim, columns[i].count, p.dim, natural, to);
   }
 
   const AttentionBackwardParams& b;
@@ -174,7 +180,8 @@ void describe_keys(const AttentionParams& p, const Sequence& s, int64_t head, in
   columns.fill(count, [&](int c) {
     const int64_t j = j0 + c, batch = s.batch;
     columns.position[c] = j - (s.keys - s.queries);
-    columns.slope[c] = p.slopes ? p.slopes[batch * p.slopes_batch + head * p.slopes_head] : 0.0f;
+    columns.slope[c] =
+        p.slopes ? kLog2E * p.slopes[batch * p.slopes_batch + head * p.slopes_head] : 0.0f;
     columns.bias[c] = batch * p.bias_batch + head * p.bias_head + j * p.bias_key;
   });
 }
@@ -193,7 +200,7 @@ struct QueryRows {
 
   explicit QueryRows(const AttentionBackwardParams& params)
       : b(params), p(b.forward), options(key_options(p)) {
-    fill(scale, kPanelCols, p.scale);
+    fill(scale, kPanelCols, product_scale(p.scale, p.softcap));
   }
 
   void load_block(const Sequence& s, int64_t head, Range rows, bool reused) {
@@ -226,7 +233,7 @@ struct QueryRows {
     const float* lse = p.lse + stats + rows.begin;
     const float* delta = b.delta + stats + rows.begin;
     score_gradients(
-        scores, products, rows.size(), [&](int64_t r, int) { return broadcast(lse[r]); },
+        scores, products, rows.size(), [&](int64_t r, int) { return broadcast(in_base_2(lse[r])); },
         [&](int64_t r, int) { return broadcast(delta[r]); });
     return rows;
   }
@@ -237,8 +244,11 @@ void pack_keys(const AttentionParams& p, const Sequence& s, int64_t kv_head, int
                float* k, float* v) {
   const auto k_head = key_rows<T>(p, p.k, p.k_strides, s, kv_head);
   const auto v_head = key_rows<T>(p, p.v, p.v_strides, s, kv_head);
-  pack_columns([&](int c) { return k_head.row(j0 + c); }, count, p.dim, k);
-  pack_columns([&](int c) { return v_head.row(j0 + c); }, count, p.value_dim, v);
+  const T* rows[kPanelCols];
+  for (int c = 0; c < count; ++c) rows[c] = k_head.row(j0 + c);
+  pack_columns(rows, count, p.dim, k);
+  for (int c = 0; c < count; ++c) rows[c] = v_head.row(j0 + c);
+  pack_columns(rows, count, p.value_dim, v);
 }
 
 template <class T>
@@ -289,8 +299,8 @@ class KeyGradients {
   void meet_head(int64_t head) {
     for (int i = 0; i < panels; ++i)
       describe_keys(p, sequence, head, first_column(i), count(i), columns[i]);
-    const Range all =
-        rows_met(rows.options, columns[0].first(), columns[panels - 1].last(), {0, sequence.queries});
+    const Range all = rows_met(rows.options, columns[0].first(), columns[panels - 1].last(),
+                               {0, sequence.queries});
     for (int64_t row = blocking.first(all); row < all.end; row += blocking.rows)
       rows.for_each_live(sequence, head, blocking.block(row, all), [&](Range live) {
         rows.load_block(sequence, head, live, panels > 1);
@@ -316,13 +326,17 @@ class KeyGradients {
       return head_of(static_cast<T*>(data), s, sequence.batch, kv_head) +
              sequence.first_key * s.token;
     };
-    T* k_head = head(b.grad_k, b.grad_k_strides);
-    T* v_head = head(b.grad_v, b.grad_v_strides);
-    unpack_columns(grad_k + i * kPanelCols * p.dim, count(i), p.dim, rows.scale,
-                   [&](int c) { return k_head + (first_column(i) + c) * b.grad_k_strides.token; });
+    T *k_head = head(b.grad_k, b.grad_k_strides), *v_head = head(b.grad_v, b.grad_v_strides);
+    T *k_rows[kPanelCols], *v_rows[kPanelCols];
+    for (int c = 0; c < count(i); ++c) {
+      k_rows[c] = k_head + (first_column(i) + c) * b.grad_k_strides.token;
+      v_rows[c] = v_head + (first_column(i) + c) * b.grad_v_strides.token;
+    }
+    float natural[kPanelCols];
+    fill(natural, kPanelCols, p.scale);
+    unpack_columns(grad_k + i * kPanelCols * p.dim, count(i), p.dim, natural, k_rows);
     fill(one, kPanelCols, 1.0f);
-    unpack_columns(grad_v + i * kPanelCols * p.value_dim, count(i), p.value_dim, one,
-                   [&](int c) { return v_head + (first_column(i) + c) * b.grad_v_strides.token; });
+    unpack_columns(grad_v + i * kPanelCols * p.value_dim, count(i), p.value_dim, one, v_rows);
   }
 
   const AttentionBackwardParams& b;
@@ -483,7 +497,9 @@ void run_units(const AttentionBackwardParams& b, F&& columns_of, bool descending
       most, total,
       {.row = p.dim + p.value_dim, .column = column_floats, .score_panels = Unit::kScorePanels},
       threads);
-  const Units units(p, [&](const Sequence& s) { return blocking.units(columns_of(s)); });
+  const Units units(p,
+                    static_cast<int64_t*>(scratch(Scratch::state, (p.batch + 1) * sizeof(int64_t))),
+                    [&](const Sequence& s) { return blocking.units(columns_of(s)); });
   parallel_tasks(units.size(), threads, [&](int64_t task) {
     units.at(task, [&](const Sequence& s, int64_t head, int64_t unit) {
       if (descending) unit = blocking.units(columns_of(s)) - 1 - unit;

@@ -58,20 +58,24 @@ inline void panel_tile(const float* a, int64_t lda, const float* b, int64_t dept
     }
 }
 
-// Splits `rows` into tiles whose sizes differ by at most one: a last tile of one or two rows would
-// wait for its few sums to finish.
+// Splits `rows` into tiles whose sizes differ by at most one, higher ones first: a last tile of one
+// or two rows would wait for its few sums to finish, and heights that alternate for the branch
+// predictor.
 template <bool TRANSPOSED>
 inline void panel_product(const float* a, int64_t lda, int64_t rows, const float* b, int64_t depth,
                           float* out, Into into, const float* factor) {
-  const int64_t tiles = (rows + kPanelRows - 1) / kPanelRows;
-  for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t r = rows * t / tiles;
-    const float* first = TRANSPOSED ? a + r : a + r * lda;
-    with_rows<kPanelRows>(static_cast<int>(rows * (t + 1) / tiles - r), [&](auto count) {
-      panel_tile<decltype(count)::value, TRANSPOSED>(first, lda, b, depth, out + r * kPanelCols,
-                                                     into, factor);
+  if (rows == 0) return;
+  const int64_t tiles = (rows + kPanelRows - 1) / kPanelRows, low = rows / tiles;
+  int64_t r = 0;
+  const auto run = [&](int64_t height, int64_t count) {
+    with_rows<kPanelRows>(static_cast<int>(height), [&]<int ROWS>(Rows<ROWS>) {
+      for (const int64_t end = r + count * ROWS; r < end; r += ROWS)
+        panel_tile<ROWS, TRANSPOSED>(TRANSPOSED ? a + r : a + r * lda, lda, b, depth,
+                                     out + r * kPanelCols, into, factor);
     });
-  }
+  };
+  if (rows % tiles) run(low + 1, rows % tiles);
+  run(low, tiles - rows % tiles);
 }
 
 // A row-major matrix of float32 tokens, stride 1 along a token.
@@ -86,7 +90,7 @@ struct Tokens {
 // every token meets every column. Long heads are summed in pieces, which keeps errors small.
 inline void meet(Tokens a, int64_t tokens, int64_t dim, const float* b, const float* scale,
                  float* out) {
-  constexpr int64_t kChain = 32;
+  constexpr int64_t kChain = 128;
   for (int64_t d = 0; d < dim; d += kChain) {
     const Into into =
         scale ? (d ? Into::add_scaled : Into::scaled) : (d ? Into::accumulate : Into::zero);
@@ -127,24 +131,24 @@ LANEWISE_INLINE void store_some(auto* p, f32v v, int64_t count) {
   count >= kLanes ? store(p, v) : store(p, v, static_cast<int>(count));
 }
 
-// panel[d][c] = row(c)[d]; columns from `columns` on are zero.
-template <class RowOf>
-LANEWISE_INLINE void pack_columns(RowOf row, int columns, int64_t dim, float* panel) {
+// panel[d][c] = rows[c][d]; columns from `columns` on are zero.
+template <class T>
+inline void pack_columns(const T* const* rows, int columns, int64_t dim, float* panel) {
   for (int c0 = 0; c0 < kPanelCols; c0 += kLanes)
     for (int64_t d = 0; d < dim; d += kLanes) {
       f32v tile[kLanes];
       for (int c = 0; c < kLanes; ++c)
-        tile[c] = c0 + c < columns ? load_some(row(c0 + c) + d, dim - d) : broadcast(0.0f);
+        tile[c] = c0 + c < columns ? load_some(rows[c0 + c] + d, dim - d) : broadcast(0.0f);
       transpose(tile);
       for (int i = 0; i < kLanes && d + i < dim; ++i)
         store(panel + (d + i) * kPanelCols + c0, tile[i]);
     }
 }
 
-// row(c)[d] = panel[d][c] · factor[c]
-template <class RowOf>
-LANEWISE_INLINE void unpack_columns(const float* panel, int columns, int64_t dim,
-                                    const float* factor, RowOf row) {
+// rows[c][d] = panel[d][c] · factor[c]
+template <class T>
+inline void unpack_columns(const float* panel, int columns, int64_t dim, const float* factor,
+                           T* const* rows) {
   for (int c0 = 0; c0 < columns; c0 += kLanes) {
     const f32v scale = load(factor + c0);
     for (int64_t d = 0; d < dim; d += kLanes) {
@@ -153,7 +157,7 @@ LANEWISE_INLINE void unpack_columns(const float* panel, int columns, int64_t dim
         tile[i] = d + i < dim ? load(panel + (d + i) * kPanelCols + c0) * scale : broadcast(0.0f);
       transpose(tile);
       for (int c = 0; c < kLanes && c0 + c < columns; ++c)
-        store_some(row(c0 + c) + d, tile[c], dim - d);
+        store_some(rows[c0 + c] + d, tile[c], dim - d);
     }
   }
 }

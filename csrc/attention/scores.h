@@ -1,11 +1,17 @@
 // What turns products into scores, on a panel: softcap, ALiBi, bias and masks, each free where it
 // is not asked for, and masks free on the rows that they leave alone.
+//
+// Scores are in units of log2 e, so that the softmax takes powers of two: the factor of the
+// products brings that along for nothing, and everything else that is added is multiplied by it.
 #pragma once
 
 #include "attention/kernel.h"
 #include "attention/panel.h"
 
 namespace lanewise::LANEWISE_TARGET {
+
+inline constexpr float kLog2E = 0x1.715476p0f, kLn2 = 0x1.62e430p-1f;
+inline constexpr float kLargest = 0x1.fffffep127f;
 
 struct Range {
   int64_t begin, end;
@@ -29,10 +35,10 @@ struct ScoreOptions {
 struct Columns {
   int count;
   int64_t position[kPanelCols];  // the row that each stands at; never decreasing
-  float slope[kPanelCols];
-  int64_t bias[kPanelCols];  // offset of each one's bias at row 0
-  bool bias_same;            // one offset for all: a row's bias is a single number
-  bool bias_adjacent;        // offsets that count up: a row's bias is a vector
+  float slope[kPanelCols];       // times log2 e
+  int64_t bias[kPanelCols];      // offset of each one's bias at row 0
+  bool bias_same;                // one offset for all: a row's bias is a single number
+  bool bias_adjacent;            // offsets that count up: a row's bias is a vector
 
   int64_t first() const { return position[0]; }
   int64_t last() const { return position[kPanelCols - 1]; }
@@ -56,6 +62,7 @@ struct Columns {
   }
 };
 
+LANEWISE_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 LANEWISE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 LANEWISE_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
@@ -75,13 +82,18 @@ LANEWISE_INLINE void for_each_vector(float* scores, int64_t rows, F&& f) {
     }
 }
 
+// The factor that products need: to be scores, or what the cap is applied to.
+LANEWISE_INLINE float product_scale(float scale, float softcap) {
+  return softcap != 0.0f ? scale / softcap : scale * kLog2E;
+}
+
 // With `derivative`, also leaves the cap's own derivative 1 − tanh² there.
 inline void apply_softcap(float cap, int64_t rows, float* scores, float* derivative) {
-  const float inverse = 1.0f / cap;
+  const float top = cap * kLog2E;
   for_each_vector(scores, rows, [&](f32v s, int64_t r, int v) {
-    const f32v t = tanh(s * inverse);
+    const f32v t = tanh(s);
     if (derivative) store(derivative + r * kPanelCols + v * kLanes, 1.0f - t * t);
-    return t * cap;
+    return t * top;
   });
 }
 
@@ -135,11 +147,13 @@ inline void gather_bias(const T* data, int64_t row_stride, const Columns& c, Ran
     }
 }
 
-// A masked score is −inf whatever it was, NaN included; an additive bias is added.
+// A masked score is −inf whatever it was, NaN included; an additive bias is added. One near the
+// largest number, with which people mask too, must not become −inf.
 template <bool BOOLEAN>
 LANEWISE_INLINE f32v with_bias(f32v score, f32v bias) {
   if constexpr (BOOLEAN) return bias == 0.0f ? score : bias;
-  return score + bias;
+  const f32v bounded = max(broadcast(-kLargest), min(broadcast(kLargest), bias * kLog2E));
+  return score + (abs(bias) == __builtin_inff() ? bias : bounded);
 }
 
 template <class T>
@@ -159,11 +173,9 @@ inline void apply_bias(const T* data, int64_t row_stride, const Columns& c, Rang
   });
 }
 
-inline void apply_bias(const ScoreOptions& o, const Columns& c, Range rows, float* scores,
-                       float* panel) {
-  const auto apply = [&](const auto* data) {
-    apply_bias(data, o.bias_row, c, rows, scores, panel);
-  };
+// Calls apply with the bias as what it is, if there is one.
+template <class F>
+LANEWISE_INLINE void with_bias_type(const ScoreOptions& o, F&& apply) {
   switch (o.bias_type) {
     case BiasType::none:
       return;
@@ -218,8 +230,47 @@ inline void apply_options(const ScoreOptions& o, const Columns& c, Range rows, f
                           float* derivative, float* bias_panel) {
   if (o.softcap != 0.0f) apply_softcap(o.softcap, rows.size(), scores, derivative);
   if (o.alibi) apply_alibi(c, rows, scores);
-  if (o.bias_type != BiasType::none) apply_bias(o, c, rows, scores, bias_panel);
+  with_bias_type(
+      o, [&](const auto* data) { apply_bias(data, o.bias_row, c, rows, scores, bias_panel); });
   if (o.before >= 0 || o.after >= 0) apply_window(o, c, rows, scores);
+}
+
+// The same for the scores of one column that lie side by side, to whole vectors; those past the end
+// of `rows` are masked.
+inline void apply_row_options(const ScoreOptions& o, const Columns& c, int column, Range rows,
+                              float* scores) {
+  const int64_t count = rows.size();
+  const auto for_each = [&](auto&& f) LANEWISE_LAMBDA {
+    for (int64_t i = 0; i < count; i += kLanes) store(scores + i, f(load(scores + i), i));
+  };
+  if (o.softcap != 0.0f) for_each([&](f32v s, int64_t) { return tanh(s) * (o.softcap * kLog2E); });
+  const int64_t position = c.position[column] - rows.begin;
+  const i32v lane = lane_index();
+  const f32v lane_float = __builtin_convertvector(lane, f32v);
+  if (o.alibi)
+    for_each([&](f32v s, int64_t i) {
+      return s - abs(lane_float + static_cast<float>(i - position)) * c.slope[column];
+    });
+  const auto add_bias = [&](const auto* data) {
+    data += c.bias[column] + rows.begin * o.bias_row;
+    for_each([&](f32v s, int64_t i) {
+      f32v bias = broadcast(0.0f);
+      if (o.bias_row == 1)
+        bias = bias_lanes(data + i, count - i);
+      else
+        for (int l = 0; l < kLanes && i + l < count; ++l)
+          bias[l] = bias_value(data + (i + l) * o.bias_row);
+      return with_bias<sizeof *data == 1>(s, bias);
+    });
+  };
+  with_bias_type(o, add_bias);
+  const int32_t low = clip(o.before < 0 ? 0 : larger(position - o.before, 0));
+  const int32_t high = clip(o.after < 0 ? count : smaller(position + o.after + 1, count));
+  if (low > 0 || high < static_cast<int32_t>(ceil_div(count, kLanes) * kLanes))
+    for_each([&](f32v s, int64_t i) {
+      const i32v here = lane + static_cast<int32_t>(i);
+      return select((here >= low) & (here < high), s, broadcast(-__builtin_inff()));
+    });
 }
 
 }  // namespace lanewise::LANEWISE_TARGET

@@ -2,7 +2,7 @@
 // "Online normalizer calculation for softmax", 2018).
 #pragma once
 
-#include "attention/panel.h"
+#include "attention/scores.h"
 
 namespace lanewise::LANEWISE_TARGET {
 
@@ -20,10 +20,10 @@ LANEWISE_INLINE f32v log_positive(f32v x) {
   return e * 0.693147181f + 2.0f * (s + s * s2 * series);
 }
 
-// What is known of every column's softmax after some of its rows.
+// What is known of every column's softmax after some of its rows. Scores are in units of log2 e.
 struct Softmax {
   float max[kPanelCols];
-  float sum[kPanelCols];     // of exp(score − max)
+  float sum[kPanelCols];     // of 2^(score − max)
   float factor[kPanelCols];  // what sums over earlier rows must be multiplied by
 
   void start() {
@@ -33,57 +33,63 @@ struct Softmax {
     }
   }
 
-  // A column whose scores are all −inf so far subtracts 0, not −inf, which would give NaN; so does
-  // one that met +inf, whose sum then is +inf unless some score is NaN.
-  static LANEWISE_INLINE f32v pivot(f32v m) {
-    return abs(m) == __builtin_inff() ? broadcast(0.0f) : m;
-  }
-
   // Rows summed apart before they join the total: short sums of short sums err less than one long
   // chain.
   static constexpr int64_t kRun = 16;
 
-  // scores become exp(score − max), max being the new one.
+  // scores become 2^(score − max), max being the new one.
   void update(float* scores, int64_t rows) {
-    f32v top[kPanelVectors], total[kPanelVectors];
+    f32v top[kPanelVectors];
     for (int v = 0; v < kPanelVectors; ++v) top[v] = load(max + v * kLanes);
     for (int64_t r = 0; r < rows; ++r)
       for (int v = 0; v < kPanelVectors; ++v)
         top[v] = lanewise::LANEWISE_TARGET::max(top[v], load(scores + r * kPanelCols + v * kLanes));
+    bool infinite = false;
     for (int v = 0; v < kPanelVectors; ++v) {
-      const f32v old = load(max + v * kLanes);
-      store(max + v * kLanes, top[v]);
-      top[v] = pivot(top[v]);
-      const f32v keep = exp(old - top[v]);
-      store(factor + v * kLanes, keep);
-      total[v] = load(sum + v * kLanes) * keep;
+      rescale(v * kLanes, top[v]);
+      infinite |= lanewise::LANEWISE_TARGET::max(top[v]) == __builtin_inff();
     }
-    for (int64_t first = 0; first < rows; first += kRun) {
-      const int64_t end = first + kRun < rows ? first + kRun : rows;
-      f32v part[kPanelVectors];
-      for (int v = 0; v < kPanelVectors; ++v) part[v] = broadcast(0.0f);
-      for (int64_t r = first; r < end; ++r)
-        for (int v = 0; v < kPanelVectors; ++v) {
-          float* at = scores + r * kPanelCols + v * kLanes;
-          const f32v weight = exp(load(at) - top[v]);
-          part[v] += weight;
-          store(at, weight);
-        }
-      for (int v = 0; v < kPanelVectors; ++v) total[v] += part[v];
+    if (infinite)
+      weigh<true>(scores, rows);
+    else
+      weigh<false>(scores, rows);
+  }
+
+  // The same in three steps, where the scores of a column lie side by side: the maxima of new
+  // scores, the weights of each column and their sum, the sums of all.
+  void raise(const float* top) {
+    for (int v = 0; v < kPanelCols; v += kLanes)
+      rescale(v, lanewise::LANEWISE_TARGET::max(load(max + v), load(top + v)));
+  }
+  float weigh_row(int column, float* scores, int64_t count) const {
+    const f32v top = pivot(broadcast(max[column]));
+    return max[column] == __builtin_inff() ? weigh_row<true>(top, scores, count)
+                                           : weigh_row<false>(top, scores, count);
+  }
+  void add(const float* sums) {
+    for (int v = 0; v < kPanelCols; v += kLanes) store(sum + v, load(sum + v) + load(sums + v));
+  }
+
+  // Takes in what another softmax knows, after other rows: its sums must be multiplied by `weight`,
+  // this one's by `factor`.
+  void join(const float* other_max, const float* other_sum, float* weight_of_other) {
+    for (int v = 0; v < kPanelCols; v += kLanes) {
+      const f32v other = load(other_max + v);
+      rescale(v, lanewise::LANEWISE_TARGET::max(load(max + v), other));
+      const f32v w = weight<true>(other, pivot(load(max + v)));
+      store(weight_of_other + v, w);
+      store(sum + v, load(sum + v) + load(other_sum + v) * w);
     }
-    for (int v = 0; v < kPanelVectors; ++v) store(sum + v * kLanes, total[v]);
   }
 
   // One more score per column, which takes weight and adds no value; −inf where there is none. A
   // column that met nothing stays so.
   void add_sink(const float* sink) {
     for (int v = 0; v < kPanelCols; v += kLanes) {
-      const f32v old = load(max + v), total = load(sum + v), score = load(sink + v);
-      const f32v top = lanewise::LANEWISE_TARGET::max(old, score);
-      const f32v keep = exp(old - pivot(top));
-      store(max + v, top);
-      store(sum + v, select(total == 0.0f, total, total * keep + exp(score - pivot(top))));
-      store(factor + v, keep);
+      const f32v score = load(sink + v) * kLog2E, met = load(sum + v);
+      rescale(v, lanewise::LANEWISE_TARGET::max(load(max + v), score));
+      const f32v total = load(sum + v) + weight<true>(score, pivot(load(max + v)));
+      store(sum + v, select(met == 0.0f, met, total));
     }
   }
 
@@ -92,16 +98,73 @@ struct Softmax {
   void finish(const float* sink, float* lse) {
     add_sink(sink);
     for (int v = 0; v < kPanelCols; v += kLanes) {
-      const f32v total = load(sum + v);
+      const f32v total = load(sum + v), top = load(max + v);
       const i32v nothing = total == 0.0f;
-      // A total of +inf weighs its scores inf / inf, yet the log of their sum, top being +inf, is
-      // so.
+      // A total of +inf weighs its scores inf / inf, yet the log of their sum is so.
       const f32v scale = select(total == __builtin_inff(), broadcast(__builtin_nanf("")),
                                 load(factor + v) / total);
       store(factor + v, select(nothing, broadcast(0.0f), scale));
-      const f32v known = select(total == total, load(max + v) + log_positive(total), total);
-      store(lse + v, select(nothing, broadcast(-__builtin_inff()), known));
+      // A score that the largest number bounds stands for that number itself.
+      const f32v peak = select(abs(top) == kLargest, top, top * kLn2);
+      const f32v known = select(total == total, peak + log_positive(total), total);
+      const f32v log = select(total == __builtin_inff(), total, known);
+      store(lse + v, select(nothing, broadcast(-__builtin_inff()), log));
     }
+  }
+
+ private:
+  // A column whose scores are all −inf so far subtracts 0, not −inf, which would give NaN.
+  static LANEWISE_INLINE f32v pivot(f32v top) {
+    return select(top == -__builtin_inff(), broadcast(0.0f), top);
+  }
+
+  // Beside a score of +inf, which weighs +inf, finite ones weigh nothing and NaN stays.
+  template <bool INFINITE>
+  static LANEWISE_INLINE f32v weight(f32v score, f32v pivot) {
+    const f32v power = exp2(score - pivot);
+    return INFINITE ? select(score == __builtin_inff(), score, power) : power;
+  }
+
+  void rescale(int column, f32v top) {
+    const f32v old = load(max + column);
+    const f32v keep = select(old == top, broadcast(1.0f), exp2(old - top));
+    store(max + column, top);
+    store(factor + column, keep);
+    store(sum + column, load(sum + column) * keep);
+  }
+
+  template <bool INFINITE>
+  static float weigh_row(f32v top, float* scores, int64_t count) {
+    f32v total = broadcast(0.0f);
+    for (int64_t i = 0; i < count; i += kLanes) {
+      const f32v w = weight<INFINITE>(load(scores + i), top);
+      total += w;
+      store(scores + i, w);
+    }
+    return lanewise::LANEWISE_TARGET::sum(total);
+  }
+
+  template <bool INFINITE>
+  void weigh(float* scores, int64_t rows) {
+    f32v top[kPanelVectors], total[kPanelVectors];
+    for (int v = 0; v < kPanelVectors; ++v) {
+      top[v] = pivot(load(max + v * kLanes));
+      total[v] = load(sum + v * kLanes);
+    }
+    for (int64_t first = 0; first < rows; first += kRun) {
+      const int64_t end = first + kRun < rows ? first + kRun : rows;
+      f32v part[kPanelVectors];
+      for (int v = 0; v < kPanelVectors; ++v) part[v] = broadcast(0.0f);
+      for (int64_t r = first; r < end; ++r)
+        for (int v = 0; v < kPanelVectors; ++v) {
+          float* at = scores + r * kPanelCols + v * kLanes;
+          const f32v w = weight<INFINITE>(load(at), top[v]);
+          part[v] += w;
+          store(at, w);
+        }
+      for (int v = 0; v < kPanelVectors; ++v) total[v] += part[v];
+    }
+    for (int v = 0; v < kPanelVectors; ++v) store(sum + v * kLanes, total[v]);
   }
 };
 

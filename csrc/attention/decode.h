@@ -1,0 +1,342 @@
+// Few queries over many keys, as when a model writes token by token: bound by how fast keys and
+// values come from memory, so these are read once, where they lie, by all query heads that share
+// them. Nothing is packed.
+//
+// A chunk of keys at a time: their dot products with all rows (queries of one key head), then the
+// softmax with keys in the lanes, then the values scaled and summed. While one of K and V is
+// multiplied, the other is fetched.
+#pragma once
+
+#include <type_traits>
+
+#include "attention/blocks.h"
+#include "attention/partial.h"
+#include "attention/softmax.h"
+#include "gemm/words.h"
+
+namespace lanewise::LANEWISE_TARGET {
+
+// Rows that one pass takes together. Budget of 16 registers, rows × lines accumulators: 6 × 2, two
+// vectors of K or V and one of a row; 3 × 4, three rows and one vector. With fewer than 8 chains of
+// sums the FMA units would wait.
+inline constexpr int kPassRows = 6;
+constexpr int pass_lines(int rows) {
+  if (kRegisters == 32) return rows <= 3 ? 8 : 4;
+  return rows == 1 ? 8 : rows <= 3 ? 4 : 2;
+}
+// Keys whose dot products are folded together: lanes of one vector, and a multiple of any lines.
+inline constexpr int kFold = kLanes > 8 ? kLanes : 8;
+
+// Elements are read two vectors at a time. A pair of bfloat16 widens without crossing lanes: even
+// elements come first then, odd ones second, in rows of q and sums of v alike.
+inline constexpr int kTwin = 2 * kLanes;
+
+template <int HALF>
+LANEWISE_INLINE f32v load_half(const auto* p) {
+  return load(p + HALF * kLanes);
+}
+template <int HALF>
+LANEWISE_INLINE f32v load_half(const bf16* p) {
+  const pairs both = load(reinterpret_cast<const bf16x2*>(p));
+  return HALF ? widen_odd(both) : widen_even(both);
+}
+
+// The twin that begins with `count` < kTwin elements, filled up with zeros.
+template <class T>
+LANEWISE_INLINE void copy_rest(const T* p, int64_t count, T (&twin)[kTwin]) {
+  for (int i = 0; i < kTwin; ++i) twin[i] = i < count ? p[i] : T{};
+}
+
+template <class T>
+inline void arrange(const T* from, int64_t dim, float* to) {
+  for (int64_t d = 0; d < dim; d += kTwin) {
+    T rest[kTwin];
+    const T* twin = from + d;
+    if (d + kTwin > dim) {
+      copy_rest(from + d, dim - d, rest);
+      twin = rest;
+    }
+    store(to + d, load_half<0>(twin));
+    store(to + d + kLanes, load_half<1>(twin));
+  }
+}
+
+// The places of `count` floats in natural order.
+template <class T>
+inline void restore_order(float* data, int64_t count) {
+  if constexpr (std::is_same_v<T, bf16>)
+    for (int64_t d = 0; d < count; d += kTwin) {
+      float twin[kTwin];
+      for (int i = 0; i < kTwin; ++i) twin[i] = data[d + i % 2 * kLanes + i / 2];
+      __builtin_memcpy(data + d, twin, sizeof twin);
+    }
+}
+
+// Lines of memory that are wanted soon, a few with every step of work.
+template <class T>
+class Fetcher {
+ public:
+  Fetcher(const T* const* rows, int count, int64_t dim)
+      : rows_(rows), end_(rows + count), bytes_(dim * static_cast<int64_t>(sizeof(T))) {}
+
+  // The lines of the next row.
+  LANEWISE_INLINE void row() {
+    if (rows_ == end_) return;
+    const char* at = reinterpret_cast<const char*>(*rows_++);
+    for (int64_t i = 0; i < bytes_; i += 64) __builtin_prefetch(at + i, 0, 3);
+  }
+  LANEWISE_INLINE void rows(int count) {
+    for (int i = 0; i < count; ++i) row();
+  }
+
+ private:
+  const T* const* rows_;
+  const T* const* end_;
+  int64_t bytes_;
+};
+
+// sums[r][l] = Σ_d q[r][d] · keys[l][d], unfolded: one vector each.
+template <int ROWS, int LINES, class T>
+inline void dot_lines(const float* q, int64_t ldq, const T* const* keys, int64_t dim, f32v* sums,
+                      int64_t ld) {
+  f32v acc[ROWS][LINES] = {};
+  const T* k[LINES];
+  for (int l = 0; l < LINES; ++l) k[l] = keys[l];
+  const auto half = [&]<int HALF>(Rows<HALF>, int64_t d, const T* const* from) LANEWISE_LAMBDA {
+    if constexpr (ROWS > LINES) {
+      f32v kv[LINES];
+      for (int l = 0; l < LINES; ++l) kv[l] = load_half<HALF>(from[l] + d);
+      for (int r = 0; r < ROWS; ++r) {
+        const f32v qv = load(q + r * ldq + HALF * kLanes);
+        for (int l = 0; l < LINES; ++l) acc[r][l] += qv * kv[l];
+      }
+    } else {
+      f32v qv[ROWS];
+      for (int r = 0; r < ROWS; ++r) qv[r] = load(q + r * ldq + HALF * kLanes);
+      for (int l = 0; l < LINES; ++l) {
+        const f32v kv = load_half<HALF>(from[l] + d);
+        for (int r = 0; r < ROWS; ++r) acc[r][l] += qv[r] * kv;
+      }
+    }
+  };
+  int64_t d = 0;
+  for (; d + kTwin <= dim; d += kTwin, q += kTwin) {
+    half(Rows<0>{}, d, k);
+    half(Rows<1>{}, d, k);
+  }
+  if (d < dim) {
+    T rest[LINES][kTwin];
+    const T* from[LINES];
+    for (int l = 0; l < LINES; ++l) {
+      copy_rest(k[l] + d, dim - d, rest[l]);
+      from[l] = rest[l];
+    }
+    half(Rows<0>{}, 0, from);
+    half(Rows<1>{}, 0, from);
+  }
+  for (int r = 0; r < ROWS; ++r)
+    for (int l = 0; l < LINES; ++l) sums[r * ld + l] = acc[r][l];
+}
+
+// to[r][:] = factor[r] · to[r][:] + Σ_t weights[r][t] · values[t][d …], so many vectors of them;
+// or, where REST, one twin of which only `rest` elements are there.
+template <int ROWS, int VECTORS, bool REST, class T>
+inline void sum_values(const float* weights, int64_t ldw, const T* const* values, int count,
+                       int64_t d, int64_t rest, const float* factor, float* to, int64_t ld) {
+  f32v acc[ROWS][VECTORS] = {};
+  for (int t = 0; t < count; ++t) {
+    const T* from = values[t] + d;
+    T twin[REST ? kTwin : 1];
+    if constexpr (REST) {
+      copy_rest(from, rest, twin);
+      from = twin;
+    }
+    const auto value = [&](int v) LANEWISE_LAMBDA {
+      const T* at = from + v / 2 * kTwin;
+      return v % 2 ? load_half<1>(at) : load_half<0>(at);
+    };
+    if constexpr (ROWS > VECTORS) {
+      f32v vv[VECTORS];
+#pragma GCC unroll 8
+      for (int v = 0; v < VECTORS; ++v) vv[v] = value(v);
+#pragma GCC unroll 8
+      for (int r = 0; r < ROWS; ++r) {
+        const f32v w = broadcast(weights[r * ldw + t]);
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; ++v) acc[r][v] += w * vv[v];
+      }
+    } else {
+      f32v w[ROWS];
+#pragma GCC unroll 8
+      for (int r = 0; r < ROWS; ++r) w[r] = broadcast(weights[r * ldw + t]);
+#pragma GCC unroll 8
+      for (int v = 0; v < VECTORS; ++v) {
+        const f32v vv = value(v);
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; ++r) acc[r][v] += w[r] * vv;
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; ++v) {
+      float* at = to + r * ld + v * kLanes;
+      store(at, acc[r][v] + load(at) * factor[r]);
+    }
+}
+
+// Calls f(first, Rows<count>{}) for passes over `rows` of equal height within one.
+template <class F>
+LANEWISE_INLINE void for_each_pass(int rows, F&& f) {
+  const int passes = static_cast<int>(ceil_div(rows, kPassRows));
+  for (int pass = 0; pass < passes; ++pass) {
+    const int first = rows * pass / passes;
+    with_rows<kPassRows>(rows * (pass + 1) / passes - first,
+                         [&]<int ROWS>(Rows<ROWS> height) { f(first, height); });
+  }
+}
+
+// A stack of up to so many rows is decoded; more of them fill panels.
+inline constexpr int kMostDecodeRows = kPanelCols * 3 / 4;
+
+// All rows of a query stack over a range of keys.
+template <class T>
+class Decode {
+ public:
+  Decode(const QueryStack& s, Range piece)
+      : p(s.p),
+        options(query_options(p)),
+        stack(s),
+        rows(static_cast<int>(s.size())),
+        scale(product_scale(p.scale, p.softcap)),
+        ldq(ceil_div(p.dim, kTwin) * kTwin),
+        ldo(ceil_div(p.value_dim, kTwin) * kTwin),
+        k(key_rows<T>(p, p.k, p.k_strides, s.sequence, s.kv_head)),
+        v(key_rows<T>(p, p.v, p.v_strides, s.sequence, s.kv_head)) {
+    // A chunk of K and one of V share L1.
+    constexpr int64_t kChunkBytes = 16 << 10;
+    const int64_t row_bytes = larger(p.dim, p.value_dim) * static_cast<int64_t>(sizeof(T));
+    chunk = smaller(kMostChunk, larger(kChunkBytes / row_bytes / kFold, 1) * kFold);
+    carve({{&q, rows * ldq}, {&scores, rows * chunk}, {&out, rows * ldo}});
+    const T* q_rows[kMostDecodeRows];
+    stack.rows(static_cast<const T*>(p.q), p.q_strides, 0, rows, q_rows);
+    for (int r = 0; r < rows; ++r) arrange(q_rows[r], p.dim, q + r * ldq);
+    stack.describe(0, rows, columns);
+    all = rows_met(options, columns.first(), columns.last(), piece);
+  }
+
+  void run(const Partial& partial) {
+    softmax.start();
+    fill(out, rows * ldo, 0.0f);
+    const T *keys[kMostChunk], *next_keys[kMostChunk], *values[kMostChunk];
+    if (!all.empty()) find(k, {all.begin, smaller(all.begin + chunk, all.end)}, keys);
+    for (int64_t begin = all.begin; begin < all.end; begin += chunk) {
+      const Range now = {begin, smaller(begin + chunk, all.end)};
+      const Range next = {now.end, smaller(now.end + chunk, all.end)};
+      find(v, now, values);
+      find(k, next, next_keys);
+      meet_keys(now, keys, values);
+      weigh(now);
+      mix_values(static_cast<int>(now.size()), values,
+                 Fetcher<T>(next_keys, static_cast<int>(next.size()), p.dim));
+      __builtin_memcpy(keys, next_keys, sizeof keys);
+    }
+    for (int r = 0; r < rows; ++r) {
+      float* row = out + r * ldo;
+      partial.max[r] = softmax.max[r];
+      partial.sum[r] = softmax.sum[r];
+      // Weights of 0 may have met NaN.
+      if (softmax.sum[r] == 0.0f) fill(row, ldo, 0.0f);
+      restore_order<T>(row, ldo);
+      __builtin_memcpy(partial.out + r * p.value_dim, row, p.value_dim * sizeof(float));
+    }
+  }
+
+ private:
+  static constexpr int kMostChunk = 128;
+
+  // Where the tokens of a chunk lie; to whole folds, the last one again and again.
+  static void find(const TokenRows<T>& from, Range tokens, const T** to) {
+    if (tokens.empty()) return;
+    int i = 0;
+    for (int64_t t = tokens.begin; t < tokens.end;) {
+      const T* row = from.row(t);
+      for (const int64_t end = from.piece_end(t, tokens.end); t < end; ++t, row += from.stride)
+        to[i++] = row;
+    }
+    for (; i % kFold; ++i) to[i] = to[i - 1];
+  }
+
+  void meet_keys(Range now, const T* const* keys, const T* const* values) {
+    const int count = static_cast<int>(now.size());
+    Fetcher<T> fetcher(values, count, p.value_dim);
+    for (int j = 0; j < count; j += kFold)
+      for_each_pass(rows, [&]<int ROWS>(int first, Rows<ROWS>) {
+        constexpr int kLines = pass_lines(ROWS);
+        f32v sums[ROWS][kFold];
+        for (int l = 0; l < kFold; l += kLines) {
+          if (first == 0) fetcher.rows(kLines);
+          dot_lines<ROWS, kLines>(q + first * ldq, ldq, keys + j + l, p.dim, &sums[0][l], kFold);
+        }
+        for (int r = 0; r < ROWS; ++r)
+          for (int l = 0; l < kFold; l += kLanes)
+            store(scores + (first + r) * chunk + j + l,
+                  sum_each(reinterpret_cast<const f32v(&)[kLanes]>(sums[r][l])) * scale);
+      });
+  }
+
+  // scores become weights.
+  void weigh(Range now) {
+    const int64_t count = ceil_div(now.size(), kLanes) * kLanes;
+    float top[kPanelCols], total[kPanelCols];
+    fill(top, kPanelCols, -__builtin_inff());
+    fill(total, kPanelCols, 0.0f);
+    for (int r = 0; r < rows; ++r) {
+      float* row = scores + r * chunk;
+      apply_row_options(options, columns, r, now, row);
+      f32v most = load(row);
+      for (int64_t j = kLanes; j < count; j += kLanes)
+        most = lanewise::LANEWISE_TARGET::max(most, load(row + j));
+      top[r] = lanewise::LANEWISE_TARGET::max(most);
+    }
+    softmax.raise(top);
+    for (int r = 0; r < rows; ++r) total[r] = softmax.weigh_row(r, scores + r * chunk, count);
+    softmax.add(total);
+  }
+
+  void mix_values(int count, const T* const* values, Fetcher<T> next_keys) {
+    const int64_t whole = p.value_dim / kTwin * kTwin, steps = ceil_div(p.value_dim, kTwin);
+    const int each = static_cast<int>(ceil_div(chunk, steps));
+    for_each_pass(rows, [&]<int ROWS>(int first, Rows<ROWS>) {
+      constexpr int kVectors = pass_lines(ROWS);
+      const float *weights = scores + first * chunk, *factor = softmax.factor + first;
+      float* to = out + first * ldo;
+      const auto vectors = [&]<int VECTORS, bool REST>(int64_t d) LANEWISE_LAMBDA {
+        if (first == 0) next_keys.rows(each * VECTORS / 2);
+        sum_values<ROWS, VECTORS, REST>(weights, chunk, values, count, d, p.value_dim - d, factor,
+                                        to + d, ldo);
+      };
+      int64_t d = 0;
+      for (; d + kVectors * kLanes <= whole; d += kVectors * kLanes)
+        vectors.template operator()<kVectors, false>(d);
+      for (; d < whole; d += kTwin) vectors.template operator()<2, false>(d);
+      if (d < p.value_dim) vectors.template operator()<2, true>(d);
+    });
+  }
+
+  const AttentionParams& p;
+  const ScoreOptions options;
+  const QueryStack stack;
+  const int rows;
+  const float scale;
+  const int64_t ldq, ldo;
+  const TokenRows<T> k, v;
+  int64_t chunk;
+  Range all;
+  float *q, *scores, *out;
+  Columns columns;
+  Softmax softmax;
+};
+
+}  // namespace lanewise::LANEWISE_TARGET
