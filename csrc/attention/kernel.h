@@ -15,8 +15,8 @@ struct HeadStrides {
 enum class BiasType : int { none, f32, bf16, f16, boolean };
 
 // A batch of sequences. Their tokens are padded to one length, [batch, head, token, element], or
-// packed one sequence behind the other (batch strides are 0 then, and starts say where each begins),
-// or, keys and values only, paged: in blocks of block_size tokens that a table assigns.
+// packed one sequence behind the other (batch strides are 0 then, and starts say where each
+// begins), or, keys and values only, paged: in blocks of block_size tokens that a table assigns.
 //
 // Query i of a sequence stands at key position i + keys − queries. It attends key j where
 // −window_left ≤ j − position ≤ window_right (−1: unbounded); causal is window_right 0. Its score
@@ -49,7 +49,7 @@ struct AttentionParams {
   float scale;
   void* out;
   HeadStrides out_strides;
-  float* lse;  // natural log of the sum of exponentials, sink included
+  float* lse;                   // natural log of the sum of exponentials, sink included
   int64_t lse_batch, lse_head;  // strides; from one query to the next it is 1
   int threads;
 };
@@ -72,10 +72,25 @@ struct AttentionBackwardParams {
   float* grad_sinks;  // [heads], or null
 };
 
+// Copies the keys and values of tokens, [token, head, element], to their slots in a paged cache.
+struct PagedCacheWriteParams {
+  int64_t element_size;  // bytes
+  int64_t tokens, heads, dim, value_dim, block_size;
+  const int64_t* slots;  // [tokens]: block · block_size + place in the block; -1: not written
+  const void* k;
+  const void* v;
+  HeadStrides k_strides, v_strides;
+  void* k_cache;
+  void* v_cache;
+  HeadStrides k_cache_strides, v_cache_strides;  // batch: from one block to the next
+  int threads;
+};
+
 #ifdef LANEWISE_TARGET
 namespace LANEWISE_TARGET {
 void attention(const AttentionParams& p);
 void attention_backward(const AttentionBackwardParams& p);
+void paged_cache_write(const PagedCacheWriteParams& p);
 }  // namespace LANEWISE_TARGET
 #endif
 
