@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from attention_calls import Call, check_forward, check_gradients, extras
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numerics import assert_no_worse_than, assert_same_bits, assert_threads_agree
 from strategies import DTYPES, LAYOUTS, dtypes, randn, values
@@ -69,23 +69,11 @@ def test_forward(data: st.DataObject, dtype: torch.dtype) -> None:
 
 @given(data=st.data(), dtype=dtypes)
 def test_gradients(data: st.DataObject, dtype: torch.dtype) -> None:
-    """Enough elements that the largest errors of two implementations compare fairly."""
     call = data.draw(packed_calls(dtype, (0, 1, 7, 33, 70), most=3))
-    tokens = packing([(40, 40)])
-    if min(call.tensors[name].numel() for name in "qk") == 0:  # type: ignore[union-attr]
-        q, k = call.tensors["q"], call.tensors["k"]
-        assert q is not None
-        assert k is not None
-        call = Call(
-            {
-                "q": randn((40, *q.shape[1:]), dtype, 1),
-                "k": randn((40, *k.shape[1:]), dtype, 2),
-                "v": randn((40, k.shape[1], 24), dtype, 3),
-                **tokens[0],
-            },
-            tokens[1],
-            "attention_varlen",
-        )
+    q, k = call.tensors["q"], call.tensors["k"]
+    assert q is not None
+    assert k is not None
+    assume(q.numel() > 0 and k.numel() > 0)
     check_gradients(call)
 
 
