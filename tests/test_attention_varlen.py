@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from attention_calls import Call, check_forward, check_gradients, extras
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from numerics import assert_no_worse_than, assert_same_bits, assert_threads_agree
 from strategies import DTYPES, LAYOUTS, dtypes, randn, values
@@ -32,15 +32,23 @@ def packing(lengths: Lengths) -> tuple[dict[str, Tensor], dict[str, Any]]:
     )
 
 
+DIMS = (1, 3, 8, 17, 40, 64)
+
+
 @st.composite
 def packed_calls(
-    draw: st.DrawFn, dtype: torch.dtype, extents: tuple[int, ...], most: int = 4
+    draw: st.DrawFn,
+    dtype: torch.dtype,
+    extents: tuple[int, ...],
+    dims: tuple[int, ...] = DIMS,
+    also: tuple[tuple[int, int], ...] = (),
 ) -> Call:
+    """Up to four sequences of any `extents`, and the lengths in `also`."""
     one = st.tuples(st.sampled_from(extents), st.sampled_from(extents))
-    lengths = draw(st.lists(one, max_size=most))
+    lengths = draw(st.permutations([*draw(st.lists(one, max_size=4)), *also]))
     kv_heads, group = draw(st.integers(1, 3)), draw(st.sampled_from((1, 2, 3, 5, 8)))
-    heads, dim = kv_heads * group, draw(st.sampled_from((1, 3, 8, 17, 40, 64)))
-    value_dim = draw(st.sampled_from((dim, 5, 24)))
+    heads, dim = kv_heads * group, draw(st.sampled_from(dims))
+    value_dim = draw(st.sampled_from((dim, 24)))
     tensors, options = packing(lengths)
     for name in ("max_seqlen_q", "max_seqlen_k"):
         options[name] += draw(st.sampled_from((0, 3)))
@@ -69,11 +77,11 @@ def test_forward(data: st.DataObject, dtype: torch.dtype) -> None:
 
 @given(data=st.data(), dtype=dtypes)
 def test_gradients(data: st.DataObject, dtype: torch.dtype) -> None:
-    call = data.draw(packed_calls(dtype, (0, 1, 7, 33, 70), most=3))
-    q, k = call.tensors["q"], call.tensors["k"]
-    assert q is not None
-    assert k is not None
-    assume(q.numel() > 0 and k.numel() > 0)
+    """One sequence is long enough, and no window so narrow that every row has a single key: then
+    plain torch's gradient is 0 without rounding, which no other order of sums achieves."""
+    call = data.draw(packed_calls(dtype, (0, 1, 7, 33, 70), dims=(8, 15, 40), also=((33, 64),)))
+    if call.options["window_left"] == 0:
+        call.options["window_left"] = 5
     check_gradients(call)
 
 
