@@ -127,7 +127,7 @@ class BuildKernels(build_ext):
             return jobs + [(s, variant, [*COMMON, "-O1", *includes]) for s in faces]
         # Torch's headers are not ours to warn about.
         includes = [f"-isystem{d}" for d in torch_include_paths()]
-        faces = ["csrc/library.cpp", *sources("*/op.cpp")]
+        faces = ["csrc/library.cpp", *sources("*/op*.cpp")]
         return jobs + [(s, variant, [*COMMON, "-O2", TORCH_TARGET, *includes]) for s in faces]
 
     def build_extension(self, ext: Extension) -> None:

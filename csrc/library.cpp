@@ -13,6 +13,27 @@ STABLE_TORCH_LIBRARY(lanewise, m) {
       "bool causal=False, SymInt window_left=-1, SymInt window_right=-1, float softcap=0.0, "
       "float? scale=None, bool needs_bias=False, bool needs_sinks=False) "
       "-> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_bias, Tensor grad_sinks)");
+  m.def(
+      "attention_varlen(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
+      "SymInt max_seqlen_q, SymInt max_seqlen_k, Tensor? bias=None, Tensor? sinks=None, "
+      "Tensor? alibi_slopes=None, *, bool causal=False, SymInt window_left=-1, "
+      "SymInt window_right=-1, float softcap=0.0, float? scale=None) -> (Tensor out, Tensor lse)");
+  m.def(
+      "attention_varlen_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, "
+      "Tensor cu_seqlens_q, Tensor cu_seqlens_k, Tensor? bias, Tensor? sinks, "
+      "Tensor? alibi_slopes, Tensor out, Tensor lse, *, SymInt max_seqlen_q, SymInt max_seqlen_k, "
+      "bool causal=False, SymInt window_left=-1, SymInt window_right=-1, float softcap=0.0, "
+      "float? scale=None, bool needs_bias=False, bool needs_sinks=False) "
+      "-> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_bias, Tensor grad_sinks)");
+  m.def(
+      "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor cu_seqlens_q, "
+      "Tensor block_table, Tensor context_lens, SymInt max_seqlen_q, Tensor? bias=None, "
+      "Tensor? sinks=None, Tensor? alibi_slopes=None, *, bool causal=False, "
+      "SymInt window_left=-1, SymInt window_right=-1, float softcap=0.0, float? scale=None) "
+      "-> (Tensor out, Tensor lse)");
+  m.def(
+      "paged_cache_write(Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, "
+      "Tensor slots) -> ()");
 
   // gemm
   m.def("matmul(Tensor a, Tensor b) -> Tensor");

@@ -8,6 +8,8 @@ arithmetic is float64 and so is the result, except where an op's contract names 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,6 +123,87 @@ def attention_in(
     lse = logits.logsumexp(-1)
     weights = (logits - lse[..., None]).exp()[..., :keys].masked_fill(dead[..., None], 0.0)
     return weights @ v, lse.masked_fill(dead, -math.inf)
+
+
+def attention_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    bias: Tensor | None = None,
+    sinks: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    *,
+    attend: Callable[..., tuple[Tensor, Tensor]] = attention,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """(out [Tq, H, Dv], lse [H, Tq]): `attend` of every sequence by itself."""
+    batch, heads = len(cu_seqlens_q) - 1, q.shape[1]
+    if bias is not None:
+        bias = bias.expand(batch, heads, max_seqlen_q, max_seqlen_k)
+    outs, norms = [], []
+    for b in range(batch):
+        queries = slice(int(cu_seqlens_q[b]), int(cu_seqlens_q[b + 1]))
+        keys = slice(int(cu_seqlens_k[b]), int(cu_seqlens_k[b + 1]))
+        rows, columns = queries.stop - queries.start, keys.stop - keys.start
+        out, lse = attend(
+            *(t.transpose(0, 1)[None] for t in (q[queries], k[keys], v[keys])),
+            None if bias is None else bias[b : b + 1, :, :rows, :columns],
+            sinks,
+            alibi_slopes
+            if alibi_slopes is None or alibi_slopes.dim() == 1
+            else alibi_slopes[b : b + 1],
+            **options,
+        )
+        outs.append(out[0].transpose(0, 1))
+        norms.append(lse[0])
+    if not outs:
+        return q.double().new_empty(0, heads, v.shape[2]), q.double().new_empty(heads, 0)
+    return torch.cat(outs), torch.cat(norms, dim=1)
+
+
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cu_seqlens_q: Tensor,
+    block_table: Tensor,
+    context_lens: Tensor,
+    max_seqlen_q: int,
+    *masks: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """(out [Tq, H, Dv], lse [H, Tq]): `attention_varlen` of the keys that the table gathers."""
+    block_size = k_cache.shape[1]
+
+    def gathered(cache: Tensor) -> Tensor:
+        packed = [cache.flatten(0, 1)[:0]]
+        for row, context in zip(block_table, context_lens.tolist(), strict=True):
+            needed = row[: -(-context // block_size)].long()
+            packed.append(cache[needed].flatten(0, 1)[:context])
+        return torch.cat(packed)
+
+    starts = torch.cat([torch.zeros(1), context_lens.cumsum(0)]).long()
+    longest = block_table.shape[1] * block_size
+    return attention_varlen(
+        *(q, gathered(k_cache), gathered(v_cache), cu_seqlens_q, starts, max_seqlen_q, longest),
+        *masks,
+        **options,
+    )
+
+
+def paged_cache_write(
+    k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor
+) -> None:
+    """Token t goes to place slots[t] of the caches' tokens, if that is not -1."""
+    block_size = k_cache.shape[1]
+    for t, slot in enumerate(slots.tolist()):
+        if slot >= 0:
+            k_cache[slot // block_size, slot % block_size] = k[t]
+            v_cache[slot // block_size, slot % block_size] = v[t]
 
 
 # --- matrix products -----------------------------------------------------------------------------

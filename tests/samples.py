@@ -13,6 +13,9 @@ Arguments = dict[str, Any]
 
 PUBLIC = (
     "attention",
+    "attention_varlen",
+    "paged_attention",
+    "paged_cache_write",
     "matmul",
     "linear",
     "gated_linear",
@@ -25,7 +28,7 @@ PUBLIC = (
     "add_layer_norm",
     "rope",
 )
-DIFFERENTIABLE = tuple(op for op in PUBLIC if "pack" not in op)
+DIFFERENTIABLE = tuple(op for op in PUBLIC if "pack" not in op and "paged" not in op)
 
 
 def sample(op: str, dtype: torch.dtype = torch.float32) -> Arguments:
@@ -42,6 +45,40 @@ def sample(op: str, dtype: torch.dtype = torch.float32) -> Arguments:
             "bias": t(2, 1, 5, 7),
             "sinks": t(6),
             "alibi_slopes": randn((6,)).abs(),
+        }
+    if op == "attention_varlen":
+        return {
+            "q": t(6, 6, 8),
+            "k": t(9, 2, 8),
+            "v": t(9, 2, 4),
+            "cu_seqlens_q": torch.tensor([0, 5, 5, 6]),
+            "cu_seqlens_k": torch.tensor([0, 6, 8, 9], dtype=torch.int32),
+            "max_seqlen_q": 5,
+            "max_seqlen_k": 7,
+            "bias": t(3, 1, 5, 7),
+            "sinks": t(6),
+            "alibi_slopes": randn((6,)).abs(),
+        }
+    if op == "paged_attention":
+        return {
+            "q": t(6, 6, 8),
+            "k_cache": t(5, 4, 2, 8),
+            "v_cache": t(5, 4, 2, 3),
+            "cu_seqlens_q": torch.tensor([0, 5, 6]),
+            "block_table": torch.tensor([[3, 1, -1], [0, 3, 4]], dtype=torch.int32),
+            "context_lens": torch.tensor([7, 9], dtype=torch.int32),
+            "max_seqlen_q": 5,
+            "bias": t(2, 1, 5, 12),
+            "sinks": t(6),
+            "alibi_slopes": randn((6,)).abs(),
+        }
+    if op == "paged_cache_write":
+        return {
+            "k": t(4, 2, 8),
+            "v": t(4, 2, 3),
+            "k_cache": t(5, 3, 2, 8),
+            "v_cache": t(5, 3, 2, 3),
+            "slots": torch.tensor([5, -1, 14, 0]),
         }
     if op == "matmul":
         return {"a": t(2, 3, 8), "b": t(2, 8, 5)}
@@ -80,8 +117,8 @@ def backward_sample(op: str) -> Arguments:
     """A valid call of a gradient op, which autograd makes and anybody may."""
     forward = sample(op.removesuffix("_backward"))
     x_grad = randn((2, 3, 8), seed=1)
-    if op == "attention_backward":
-        out, lse = call("attention", forward)
+    if op in ("attention_backward", "attention_varlen_backward"):
+        out, lse = call(op.removesuffix("_backward"), forward)
         grads = {"grad_out": torch.ones_like(out), "grad_lse": torch.ones_like(lse)}
         return {**grads, **forward, "out": out, "lse": lse, "needs_bias": True, "needs_sinks": True}
     if op == "rope_backward":
@@ -98,6 +135,8 @@ def backward_sample(op: str) -> Arguments:
 
 
 def call(op: str, arguments: Arguments) -> tuple[torch.Tensor, ...]:
-    """The op's outputs, through torch.ops."""
+    """The op's outputs, through torch.ops; none where it writes its arguments."""
     out = getattr(torch.ops.lanewise, op)(**arguments)
+    if out is None:
+        return ()
     return (out,) if isinstance(out, torch.Tensor) else tuple(out)

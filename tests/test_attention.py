@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import reference
 import torch
 import torch.nn.functional as F
+from attention_calls import Call, calls, check_forward, check_gradients
 from hypothesis import given
 from hypothesis import strategies as st
 from numerics import assert_no_worse_than, assert_threads_agree
@@ -18,143 +18,12 @@ from strategies import (
     LAYOUTS,
     AttentionShape,
     attention_shapes,
-    broadcast_to,
     dtypes,
-    layouts,
-    outer_broadcast_to,
     randn,
-    seeds,
 )
 from torch import Tensor
 
 import lanewise
-
-
-@dataclass(repr=False)
-class Call:
-    """One drawn call: the tensors by name and the scalar options."""
-
-    tensors: dict[str, Tensor | None]
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        tensors = {
-            name: t if t is None else f"{t.dtype} {list(t.shape)} strides {list(t.stride())}"
-            for name, t in self.tensors.items()
-        }
-        return f"Call({tensors}, {self.options})"
-
-    def __call__(self, op: Any, *first: Any, **tensors: Tensor | None) -> tuple[Tensor, Tensor]:
-        return op(*first, **{**self.tensors, **tensors}, **self.options)
-
-
-@st.composite
-def biases(draw: st.DrawFn, shape: AttentionShape, dtype: torch.dtype) -> Tensor | None:
-    kind = draw(st.sampled_from(("none", "bool", "float", "float with -inf")))
-    if kind == "none":
-        return None
-    # Any dimension may broadcast; one kept whole as the last has stride 1.
-    size = draw(st.one_of(broadcast_to(shape.scores), outer_broadcast_to(shape.scores)))
-    values = randn(size, draw(st.sampled_from((dtype, torch.float32))), draw(seeds), draw(layouts))
-    if kind == "bool":
-        return values > draw(st.sampled_from((-0.5, 1.0)))
-    return values.masked_fill(values > 1.0, -math.inf) if "inf" in kind else values
-
-
-@st.composite
-def calls(draw: st.DrawFn, shape: AttentionShape, dtype: torch.dtype) -> Call:
-    """Attention over `shape` with every option on or off independently."""
-    spread = draw(st.sampled_from((1.0, 4.0)))
-
-    def tensor(size: tuple[int, ...], scale: float = 1.0) -> Tensor:
-        return randn(size, dtype, draw(seeds), draw(layouts), scale)
-
-    windows = st.sampled_from((-1, 0, 1, 5, 40, 1000))
-    slopes_shape = draw(st.sampled_from(((shape.heads,), (shape.batch, shape.heads))))
-    slopes = randn(slopes_shape, torch.float32, draw(seeds)).abs()
-    return Call(
-        {
-            "q": tensor(shape.q, spread),
-            "k": tensor(shape.k),
-            "v": tensor(shape.v),
-            "bias": draw(biases(shape, dtype)),
-            "sinks": tensor((shape.heads,)) if draw(st.booleans()) else None,
-            "alibi_slopes": slopes if draw(st.booleans()) else None,
-        },
-        {
-            "causal": draw(st.booleans()),
-            "window_left": draw(windows),
-            "window_right": draw(windows),
-            "softcap": draw(st.sampled_from((0.0, 1.5, 30.0))),
-            "scale": draw(st.sampled_from((None, 0.0, 0.3, -0.2))),
-        },
-    )
-
-
-def reordered(seed: int) -> Any:
-    """`reference.attention_in` over shuffled queries, keys and head elements.
-
-    The formula is the same and every sum runs in another order: one order alone may be lucky in
-    its roundings, and says little about the error that plain torch makes.
-    """
-
-    def op(
-        dtype: torch.dtype,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        bias: Tensor | None = None,
-        sinks: Tensor | None = None,
-        alibi_slopes: Tensor | None = None,
-        *,
-        causal: bool = False,
-        window_left: int = -1,
-        window_right: int = -1,
-        **options: Any,
-    ) -> tuple[Tensor, Tensor]:
-        queries, keys = q.shape[2], k.shape[2]
-        generator = torch.Generator().manual_seed(seed)
-        i, j, d = (torch.randperm(n, generator=generator) for n in (queries, keys, q.shape[3]))
-        # What depends on the positions becomes part of the bias.
-        whole = torch.zeros(*q.shape[:3], keys, dtype=dtype)
-        if alibi_slopes is not None:
-            distance = reference.key_distance(queries, keys).abs().to(dtype)
-            whole = whole - alibi_slopes.to(dtype)[..., None, None] * distance
-        if bias is not None and bias.dtype != torch.bool:
-            whole = whole + bias.to(dtype)
-        elif bias is not None:
-            whole = whole.masked_fill(~bias, -math.inf)
-        seen = reference.visible(queries, keys, causal, window_left, window_right)
-        whole = whole.masked_fill(~seen, -math.inf)
-        out, lse = reference.attention_in(
-            dtype,
-            q[:, :, i][..., d],
-            k[:, :, j][..., d],
-            v[:, :, j],
-            whole[:, :, i][..., j],
-            sinks,
-            **options,
-        )
-        back = i.argsort()
-        return out[:, :, back], lse[:, :, back]
-
-    return op
-
-
-PEERS = (reference.attention_in, *(reordered(seed) for seed in range(4)))
-
-
-def check_forward(call: Call) -> None:
-    """No worse than plain torch in float32, rounded once: torch's own op cannot do better."""
-    out, lse = call(lanewise.attention)
-    ref_out, ref_lse = call(reference.attention)
-    peers = [call(peer, torch.float32) for peer in PEERS]
-    q = call.tensors["q"]
-    assert q is not None
-    assert out.dtype == q.dtype
-    assert lse.dtype == torch.float32
-    assert_no_worse_than(out, ref_out, *(peer.to(out.dtype) for peer, _ in peers))
-    assert_no_worse_than(lse, ref_lse, *(peer for _, peer in peers))
 
 
 @given(data=st.data(), shape=attention_shapes(), dtype=dtypes)
@@ -311,7 +180,7 @@ def test_infinite_scores() -> None:
         bias = torch.zeros(2, 30)
         bias[1, 11] = value
         call = Call({"q": q, "k": k, "v": v, "bias": bias})
-        assert call(lanewise.attention)[0][0, 0, 1].isnan().all() == (value > 0)
+        assert call.ours()[0][0, 0, 1].isnan().all() == (value > 0)
         check_forward(call)
 
 
@@ -367,53 +236,6 @@ def test_threads_agree(dtype: torch.dtype, queries: int, keys: int) -> None:
 
 
 # --- gradients -----------------------------------------------------------------------------------
-
-DIFFERENTIABLE = ("q", "k", "v", "bias", "sinks")
-
-
-def gradients(call: Call, op: Any, *first: Any, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The gradient of every differentiable input, for fixed random gradients of out and lse.
-
-    The inputs are cast to `dtype` before, or keep their own.
-    """
-    leaves = {
-        name: t.detach().to(dtype or t.dtype).requires_grad_()
-        for name, t in call.tensors.items()
-        if name in DIFFERENTIABLE and t is not None and t.is_floating_point()
-    }
-    out, lse = call(op, *first, **leaves)
-    out_grad, lse_grad = randn(out.shape, seed=91), randn(lse.shape, seed=92)
-    grads = torch.autograd.grad(
-        (out, lse), list(leaves.values()), (out_grad.to(out.dtype), lse_grad.to(lse.dtype))
-    )
-    return dict(zip(leaves, grads, strict=True))
-
-
-def check_gradients(call: Call) -> None:
-    """No worse than autograd through plain torch at the same dtype."""
-    q = call.tensors["q"]
-    assert q is not None
-    ours = gradients(call, lanewise.attention, dtype=None)
-    # Out's gradient is rounded to q's dtype in ours: the same rounded one drives the reference.
-    ref = gradients(call, rounded_like(q.dtype), dtype=torch.float64)
-    peers = [gradients(call, peer, q.dtype, dtype=None) for peer in PEERS]
-    for name, grad in ours.items():
-        leaf = call.tensors[name]
-        assert leaf is not None
-        assert grad.dtype == leaf.dtype, name
-        assert grad.shape == leaf.shape, name
-        assert_no_worse_than(grad, ref[name], *(peer[name] for peer in peers))
-
-
-def rounded_like(dtype: torch.dtype) -> Any:
-    """The reference, whose incoming gradients are first rounded as those of an op in `dtype`."""
-
-    def op(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        out, lse = reference.attention(*args, **kwargs)
-        out.register_hook(lambda grad: grad.to(dtype).double())
-        return out, lse
-
-    return op
 
 
 @st.composite

@@ -106,6 +106,122 @@ ATTENTION = [
 ]
 
 
+def counts(*values: int, dtype: torch.dtype = torch.int32) -> Callable[[Any], Tensor]:
+    return replaced(torch.tensor(values, dtype=dtype))
+
+
+def changed(index: Any, value: int) -> Callable[[Tensor], Tensor]:
+    """The same tensor but for one element."""
+    return lambda t: t.index_put([torch.tensor(i) for i in index], torch.tensor(value).to(t.dtype))
+
+
+def option_cases(op: str) -> list[Bad]:
+    """Of the options that the ops over packed queries share, for 3 sequences at most."""
+    return [
+        *wrong_dtypes(op, "bias", "sinks", "alibi_slopes"),
+        *wrong_shapes(op, "bias", (4, 12), (5, 5, 7), (4, 1, 5, 7), (1, 2, 1, 5, 7)),
+        *wrong_shapes(op, "sinks", (5,), (1,), (2, 6), ()),
+        *wrong_shapes(op, "alibi_slopes", (5,), (4, 6), (2, 5), (1, 2, 6), ()),
+        *not_finite(op, "softcap", "scale"),
+        Bad(op, "softcap", "-1", replaced(-1.0)),
+        Bad(op, "window_left", "-2", replaced(-2)),
+        Bad(op, "window_right", "-7", replaced(-7)),
+    ]
+
+
+def start_cases(op: str, name: str, longest: str, right: list[int]) -> list[Bad]:
+    """Of cumulative lengths whose right values are `right`, and of the bound of the lengths."""
+    total = right[-1]
+    return [
+        Bad(op, name, "float32", Tensor.float),
+        Bad(op, name, "uint8", Tensor.byte),
+        *wrong_shapes(op, name, (2, 3), (), (0,)),
+        Bad(op, name, "start at 0, got 1", counts(1, *right[1:])),
+        Bad(op, name, "start at 0, got -1", counts(-1, *right[1:])),
+        Bad(op, name, f"got {total} before {total - 1}", counts(0, total, total - 1, total)),
+        Bad(op, name, f"{total} tokens, got {total - 1}", counts(*right[:-1], total - 1)),
+        Bad(op, name, f"{total} tokens, got {total + 1}", counts(*right[:-1], total + 1)),
+        Bad(op, name, f"{total} tokens, got 0", counts(0)),
+        Bad(op, name, f"got {2**62}", counts(*right[:-1], 2**62, dtype=torch.int64)),
+        Bad(op, longest, "3", replaced(3)),
+        Bad(op, longest, "negative, got -1", replaced(-1)),
+    ]
+
+
+VARLEN = [
+    *wrong_dtypes("attention_varlen", "q", "k", "v"),
+    *other_dtypes("attention_varlen", "k", "v"),
+    *wrong_strides("attention_varlen", "q", "k", "v"),
+    *(c for n in "qkv" for c in wrong_shapes("attention_varlen", n, (1, 6, 6, 8), (6, 8), ())),
+    Bad("attention_varlen", "q", "513", shaped(6, 6, 513)),
+    Bad("attention_varlen", "q", "got 0", shaped(6, 6, 0)),
+    Bad("attention_varlen", "k", "4 heads", shaped(9, 4, 8)),
+    Bad("attention_varlen", "k", "0 heads", shaped(9, 0, 8)),
+    Bad("attention_varlen", "k", "16", shaped(9, 2, 16)),
+    Bad("attention_varlen", "v", "3 heads", shaped(9, 3, 4)),
+    Bad("attention_varlen", "v", "8 tokens", shaped(8, 2, 4)),
+    Bad("attention_varlen", "v", "513", shaped(9, 2, 513)),
+    *start_cases("attention_varlen", "cu_seqlens_q", "max_seqlen_q", [0, 5, 5, 6]),
+    *start_cases("attention_varlen", "cu_seqlens_k", "max_seqlen_k", [0, 6, 8, 9]),
+    Bad("attention_varlen", "cu_seqlens_k", "2 sequences", counts(0, 6, 9)),
+    *option_cases("attention_varlen"),
+]
+
+PAGED = [
+    *wrong_dtypes("paged_attention", "q", "k_cache", "v_cache"),
+    *other_dtypes("paged_attention", "k_cache", "v_cache"),
+    *wrong_strides("paged_attention", "q", "k_cache", "v_cache"),
+    *wrong_shapes("paged_attention", "q", (1, 6, 6, 8), (6, 8), ()),
+    *wrong_shapes("paged_attention", "k_cache", (5, 2, 8), (8,), (1, 5, 4, 2, 8), (5, 0, 2, 8)),
+    *wrong_shapes("paged_attention", "v_cache", (5, 2, 3), (8,), (1, 5, 4, 2, 3)),
+    Bad("paged_attention", "q", "513", shaped(6, 6, 513)),
+    Bad("paged_attention", "k_cache", "4 heads", shaped(5, 4, 4, 8)),
+    Bad("paged_attention", "k_cache", "16", shaped(5, 4, 2, 16)),
+    Bad("paged_attention", "v_cache", "3 heads", shaped(5, 4, 3, 3)),
+    Bad("paged_attention", "v_cache", "4 blocks", shaped(4, 4, 2, 3)),
+    Bad("paged_attention", "v_cache", "blocks of 3", shaped(5, 3, 2, 3)),
+    *start_cases("paged_attention", "cu_seqlens_q", "max_seqlen_q", [0, 5, 6]),
+    Bad("paged_attention", "block_table", "int64", Tensor.long),
+    Bad("paged_attention", "block_table", "float32", Tensor.float),
+    *wrong_shapes("paged_attention", "block_table", (3, 3), (2,), (1, 2, 3), ()),
+    Bad("paged_attention", "block_table", "got -1 for block 1 of sequence 0", changed((0, 1), -1)),
+    Bad("paged_attention", "block_table", "5 blocks, got 5 for block 2", changed((1, 2), 5)),
+    Bad("paged_attention", "block_table", "2 blocks of 4", lambda t: t[:, :2]),
+    Bad("paged_attention", "block_table", "0 blocks of 4", lambda t: t[:, :0]),
+    Bad("paged_attention", "context_lens", "int64", Tensor.long),
+    *wrong_shapes("paged_attention", "context_lens", (3,), (1, 2), ()),
+    Bad("paged_attention", "context_lens", "got -1 for sequence 0", counts(-1, 9)),
+    Bad("paged_attention", "context_lens", "4 keys for sequence 0", counts(4, 9)),
+    Bad("paged_attention", "context_lens", "13 keys for sequence 1", counts(7, 13)),
+    Bad("paged_attention", "context_lens", str(2**31 - 1), counts(7, 2**31 - 1)),
+    *option_cases("paged_attention"),
+    *wrong_dtypes("paged_cache_write", "k", "v", "k_cache", "v_cache"),
+    *other_dtypes("paged_cache_write", "v", "k_cache", "v_cache"),
+    *wrong_strides("paged_cache_write", "k", "v", "k_cache", "v_cache"),
+    *wrong_shapes("paged_cache_write", "k", (1, 4, 2, 8), (8,), ()),
+    *wrong_shapes("paged_cache_write", "v", (1, 4, 2, 3), (3,), ()),
+    *wrong_shapes("paged_cache_write", "k_cache", (15, 2, 8), (8,), ()),
+    *wrong_shapes("paged_cache_write", "v_cache", (15, 2, 3), (3,), ()),
+    Bad("paged_cache_write", "k", "7", shaped(4, 2, 7)),
+    Bad("paged_cache_write", "v", "3 tokens", shaped(3, 2, 3)),
+    Bad("paged_cache_write", "v", "3 heads", shaped(4, 3, 3)),
+    Bad("paged_cache_write", "k_cache", "4 heads", shaped(5, 3, 4, 8)),
+    Bad("paged_cache_write", "k_cache", "[5, 0, 2, 8]", shaped(5, 0, 2, 8)),
+    Bad("paged_cache_write", "k_cache", "head size 9", shaped(5, 3, 2, 9)),
+    Bad("paged_cache_write", "v_cache", "4 blocks", shaped(4, 3, 2, 3)),
+    Bad("paged_cache_write", "v_cache", "blocks of 4", shaped(5, 4, 2, 3)),
+    Bad("paged_cache_write", "k_cache", "dimension 0", lambda t: t[:1].expand(t.shape)),
+    Bad("paged_cache_write", "v_cache", "dimension 1", lambda t: t[:, :1].expand(t.shape)),
+    Bad("paged_cache_write", "slots", "int32", Tensor.int),
+    Bad("paged_cache_write", "slots", "float32", Tensor.float),
+    *wrong_shapes("paged_cache_write", "slots", (3,), (4, 1), ()),
+    Bad("paged_cache_write", "slots", "got -2 for token 1", changed((1,), -2)),
+    Bad("paged_cache_write", "slots", "15 places, got 15 for token 3", changed((3,), 15)),
+    Bad("paged_cache_write", "slots", str(-(2**63)), changed((3,), -(2**63))),
+    Bad("paged_cache_write", "slots", "got 14 for tokens 2 and 3", changed((3,), 14)),
+]
+
+
 def linear_cases(op: str) -> list[Bad]:
     return [
         *wrong_dtypes(op, "x", "bias", "residual"),
@@ -238,7 +354,7 @@ ROPE = [
     Bad("rope", "sin", "2 pairs", shaped(4, 2)),
 ]
 
-TABLE = ATTENTION + GEMM + NORM + ROPE
+TABLE = ATTENTION + VARLEN + PAGED + GEMM + NORM + ROPE
 
 
 def message_of(op: str, arguments: Arguments) -> str:
@@ -289,7 +405,15 @@ def test_tensors_on_two_devices(op: str) -> None:
 
 BACKWARD = tuple(
     f"{op}_backward"
-    for op in ("attention", "linear", "gated_linear", "rms_norm", "layer_norm", "rope")
+    for op in (
+        "attention",
+        "attention_varlen",
+        "linear",
+        "gated_linear",
+        "rms_norm",
+        "layer_norm",
+        "rope",
+    )
 )
 SPOILS: dict[str, Callable[[Tensor], Tensor]] = {
     "float64": Tensor.double,

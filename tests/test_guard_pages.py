@@ -155,7 +155,69 @@ def attention(case: Case, size: int) -> list[np.ndarray]:
     return [out, lse, *grads, grad_bias, grad_sinks]
 
 
-KERNELS = (activation, attention, elementary, gemm, norm, rope)
+def packed_attention(case: Case, size: int) -> list[np.ndarray]:
+    queries, keys = 9, size + 4
+    query_starts = case.place(np.array([0, 1, 1, queries]))
+    key_starts = case.place(np.array([0, size, size + 2, keys]))
+    q, k = case.random(queries, 4, size), case.random(keys, 2, size)
+    v = case.random(keys, 2, size // 2 + 1)
+    out, grad_out = case.zeros(queries, 4, v.shape[2]), case.random(queries, 4, v.shape[2])
+    lse, grad_lse = case.zeros(4, queries, dtype=np.float32), case.floats(4, queries)
+    options = _host.AttentionOptions(
+        bias=case.random(3, 1, queries - 1, max(size, 2)),
+        softcap=5.0,
+        scale=0.1,
+        query_starts=query_starts,
+        key_starts=key_starts,
+    )
+    _host.attention(case.target, q, k, v, out, lse, options)
+    grads = [case.zeros(*t.shape) for t in (q, k, v)]
+    _host.attention_backward(
+        case.target, grad_out, grad_lse, q, k, v, out, lse, *grads, None, None, options
+    )
+    return [out, lse, *grads]
+
+
+def paged_attention(case: Case, size: int) -> list[np.ndarray]:
+    """The last block of each sequence is partly filled, and the cache ends with one."""
+    block_size, blocks = 3, size + 2
+    counts = np.array([2, 3 * (size - 1) + 1], np.int32)
+    table = np.full((2, size), -7, np.int32)
+    table[0, 0], table[1] = blocks - 1, np.arange(size)[::-1]
+    q = case.random(4, 4, size)
+    k_cache = case.zeros(blocks, block_size, 2, size)
+    v_cache = case.zeros(blocks, block_size, 2, size // 2 + 1)
+    slots = np.arange(blocks * block_size - 1)
+    slots[1] = -1
+    _host.paged_cache_write(
+        case.target,
+        case.random(len(slots), 2, size),
+        case.random(len(slots), 2, size // 2 + 1),
+        k_cache,
+        v_cache,
+        case.place(slots),
+    )
+    out, lse = case.zeros(4, 4, v_cache.shape[3]), case.zeros(4, 4, dtype=np.float32)
+    options = _host.AttentionOptions(
+        window_right=0,
+        query_starts=case.place(np.array([0, 1, 4])),
+        key_counts=case.place(counts),
+        block_table=case.place(table),
+    )
+    _host.attention(case.target, q, k_cache, v_cache, out, lse, options)
+    return [k_cache, v_cache, out, lse]
+
+
+KERNELS = (
+    activation,
+    attention,
+    elementary,
+    gemm,
+    norm,
+    packed_attention,
+    paged_attention,
+    rope,
+)
 
 
 @pytest.mark.parametrize("target", TARGETS)

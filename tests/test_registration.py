@@ -24,6 +24,8 @@ def function(op: str) -> Callable[..., Any]:
 
 
 def outputs(result: Any) -> Outputs:
+    if result is None:  # an op that writes its arguments
+        return ()
     return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
@@ -55,7 +57,7 @@ def variants(op: str) -> list[Arguments]:
     schema = getattr(torch.ops.lanewise, op).default._schema
     optional = [a.name for a in schema.arguments if str(a.type) == "Optional[Tensor]"]
     calls = [arguments, {k: v for k, v in arguments.items() if k not in optional}]
-    if op == "attention":
+    if "attention" in op:
         options = {"causal": True, "window_left": 3, "softcap": 4.0, "scale": 0.2}
         calls += [{**arguments, **options}, {**arguments, "bias": arguments["bias"] > 0}]
     if "linear" in op:
@@ -68,10 +70,20 @@ def variants(op: str) -> list[Arguments]:
 
 def empty(op: str, name: str, value: Any) -> Any:
     """The activations of the call without rows; weights and options as they are."""
+    if op in ("attention_varlen", "paged_attention", "paged_cache_write"):
+        return no_sequences(name, value)
     activations = ("q", "k", "v", "x", "a", "b", "residual") if name != "bias" else ()
     if op == "attention" and name == "bias":
         return value[:0]
     return value[:0] if name in activations and isinstance(value, Tensor) else value
+
+
+def no_sequences(name: str, value: Any) -> Any:
+    """An argument of an op over packed or paged sequences, for a batch of none."""
+    if name.startswith("cu_seqlens"):
+        return value[:1]
+    tokens = ("q", "k", "v", "slots", "block_table", "context_lens", "bias")
+    return value[:0] if name in tokens else value
 
 
 @pytest.mark.parametrize("gradients", [False, True])
@@ -145,7 +157,7 @@ def test_compile_the_gradient(op: str) -> None:
     backward(op, outputs(compiled(**ours)))
     backward(op, outputs(function(op)(**eager)))
     for name, value in eager.items():
-        if value.requires_grad:
+        if isinstance(value, Tensor) and value.requires_grad:
             assert_same_bits(ours[name].grad, value.grad)
 
 
@@ -179,6 +191,33 @@ def sized(op: str, batch: int, length: int) -> Arguments:
     if op == "attention":
         q, k = randn((batch, 6, length, hidden)), randn((batch, 2, length, hidden), seed=1)
         return {"q": q, "k": k, "v": k + 1}
+    if op in ("attention_varlen", "paged_attention"):
+        cu_seqlens = torch.arange(batch + 1) * (length // batch)
+        cu_seqlens[-1] = length
+        q = randn((length, 6, hidden))
+        options = {"q": q, "cu_seqlens_q": cu_seqlens, "max_seqlen_q": 64}
+        if op == "attention_varlen":
+            k = randn((length, 2, hidden), seed=1)
+            return {**options, "k": k, "v": k, "cu_seqlens_k": cu_seqlens, "max_seqlen_k": 64}
+        cache = randn((17, 3, 2, hidden), seed=1)
+        table = torch.arange(batch * 17, dtype=torch.int32).view(batch, 17) % 17
+        context = cu_seqlens.diff().int() + 1
+        return {
+            **options,
+            "k_cache": cache,
+            "v_cache": cache,
+            "block_table": table,
+            "context_lens": context,
+        }
+    if op == "paged_cache_write":
+        k, cache = randn((length, 2, hidden)), randn((17, 3, 2, hidden), seed=1)
+        return {
+            "k": k,
+            "v": k,
+            "k_cache": cache,
+            "v_cache": cache.clone(),
+            "slots": torch.arange(length),
+        }
     if op == "matmul":
         return {"a": randn((batch, length, hidden)), "b": randn((batch, hidden, 5))}
     if op == "rope":
@@ -227,10 +266,11 @@ class Wrapper(torch.nn.Module):
 def test_export_with_dynamic_sizes(op: str) -> None:
     batch, length = Dim("batch"), Dim("length")
     arguments = sized(op, 4, 11)
+    dims = {4: batch, 5: batch + 1, 11: length}
     dynamic = {
-        name: {
-            dim: {4: batch, 11: length}[value.shape[dim]] for dim in sequence_dims(op, name, value)
-        }
+        name: {dim: dims[value.shape[dim]] for dim in sequence_dims(op, name, value)}
+        if isinstance(value, Tensor)
+        else None
         for name, value in arguments.items()
     }
     exported = torch.export.export(Wrapper(op), (arguments,), dynamic_shapes=(dynamic,))
@@ -242,6 +282,8 @@ def test_export_with_dynamic_sizes(op: str) -> None:
 
 def sequence_dims(op: str, name: str, value: Tensor) -> tuple[int, ...]:
     """Which dimensions of an argument are the batch and the sequence in `sized`."""
+    if op in ("attention_varlen", "paged_attention", "paged_cache_write"):
+        return () if "cache" in name else (0,)
     if op == "attention" or (op == "rope" and name == "x"):
         return (0, 2)
     if op == "rope":
@@ -254,7 +296,9 @@ def sequence_dims(op: str, name: str, value: Tensor) -> tuple[int, ...]:
 # --- autocast ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("op", ["attention", "matmul", "linear", "gated_linear"])
+@pytest.mark.parametrize(
+    "op", ["attention", "attention_varlen", "matmul", "linear", "gated_linear"]
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_casts_the_activations(op: str, dtype: torch.dtype) -> None:
     arguments = sample(op)
@@ -262,8 +306,10 @@ def test_autocast_casts_the_activations(op: str, dtype: torch.dtype) -> None:
     with torch.autocast("cpu", dtype):
         out = call(op, arguments)
     assert out[0].dtype == dtype
-    kept = ("bias", "sinks", "alibi_slopes") if op == "attention" else ()
-    cast = {k: v if k in kept else v.to(dtype) for k, v in arguments.items()}
+    cast = {
+        k: v.to(dtype) if "attention" not in op or k in ("q", "k", "v") else v
+        for k, v in arguments.items()
+    }
     for a, b in zip(out, call(op, cast), strict=True):
         assert_same_bits(a, b)
 
@@ -328,7 +374,7 @@ def test_autocast_gives_gradients_in_the_inputs_dtype(op: str) -> None:
         out = call(op, arguments)
     backward(op, out)
     for name, value in arguments.items():
-        if value.requires_grad:
+        if isinstance(value, Tensor) and value.requires_grad:
             assert value.grad is not None, name
             assert value.grad.dtype == torch.float32
             assert value.grad.shape == value.shape
@@ -337,11 +383,11 @@ def test_autocast_gives_gradients_in_the_inputs_dtype(op: str) -> None:
 # --- ops without a gradient ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("op", ["linear_packed", "gated_linear_packed"])
-def test_a_packed_op_refuses_to_run_backward(op: str) -> None:
+@pytest.mark.parametrize("op", ["linear_packed", "gated_linear_packed", "paged_attention"])
+def test_an_op_without_a_gradient_refuses_to_run_backward(op: str) -> None:
     arguments = sample(op)
-    arguments["x"].requires_grad_()
-    (out,) = call(op, arguments)
+    arguments["q" if "attention" in op else "x"].requires_grad_()
+    out = call(op, arguments)[0]
     with pytest.raises(RuntimeError, match=rf"lanewise.{op}\b|lanewise::{op}\b"):
         out.sum().backward()
 

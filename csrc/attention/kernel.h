@@ -72,10 +72,25 @@ struct AttentionBackwardParams {
   float* grad_sinks;  // [heads], or null
 };
 
+// Copies the keys and values of tokens, [token, head, element], to their slots in a paged cache.
+struct PagedCacheWriteParams {
+  int64_t element_size;  // bytes
+  int64_t tokens, heads, dim, value_dim, block_size;
+  const int64_t* slots;  // [tokens]: block · block_size + place in the block; -1: not written
+  const void* k;
+  const void* v;
+  HeadStrides k_strides, v_strides;
+  void* k_cache;
+  void* v_cache;
+  HeadStrides k_cache_strides, v_cache_strides;  // batch: from one block to the next
+  int threads;
+};
+
 #ifdef LANEWISE_TARGET
 namespace LANEWISE_TARGET {
 void attention(const AttentionParams& p);
 void attention_backward(const AttentionBackwardParams& p);
+void paged_cache_write(const PagedCacheWriteParams& p);
 }  // namespace LANEWISE_TARGET
 #endif
 

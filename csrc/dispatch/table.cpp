@@ -15,6 +15,7 @@ const Table kTable = {
     .activation_backward = activation_backward,
     .attention = attention,
     .attention_backward = attention_backward,
+    .paged_cache_write = paged_cache_write,
     .panel_width = kTileCols,
     .gemm = gemm,
     .pack_panels = pack_panels,

@@ -21,6 +21,7 @@ struct Table {
   void (*activation_backward)(const ActivationBackwardParams&);
   void (*attention)(const AttentionParams&);
   void (*attention_backward)(const AttentionBackwardParams&);
+  void (*paged_cache_write)(const PagedCacheWriteParams&);
   int panel_width;  // columns of a panel of packed weights
   void (*gemm)(const GemmParams&);
   void (*pack_panels)(const PackParams&);

@@ -8,6 +8,7 @@ from lanewise.ops import (
     add_layer_norm,
     add_rms_norm,
     attention,
+    attention_varlen,
     gated_linear,
     gated_linear_packed,
     layer_norm,
@@ -15,6 +16,8 @@ from lanewise.ops import (
     linear_packed,
     matmul,
     pack_weight,
+    paged_attention,
+    paged_cache_write,
     rms_norm,
     rope,
 )
@@ -25,6 +28,7 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "attention",
+    "attention_varlen",
     "gated_linear",
     "gated_linear_packed",
     "layer_norm",
@@ -32,6 +36,8 @@ __all__ = [
     "linear_packed",
     "matmul",
     "pack_weight",
+    "paged_attention",
+    "paged_cache_write",
     "rms_norm",
     "rope",
 ]

@@ -466,6 +466,57 @@ void check_attention(const Table& t, DType type, const std::string& name, int64_
   check(name + " attention", out, wanted, slack);
   check(name + " attention lse", lse, wanted_lse, 64);
 
+  // The same sequence between two empty ones, packed and then in pages of a cache.
+  const std::vector<int64_t> query_starts = {0, 0, queries, queries},
+                             key_starts = {0, 0, keys, keys};
+  AttentionParams packed = p;
+  packed.batch = 3;
+  packed.query_starts = query_starts.data();
+  packed.key_starts = key_starts.data();
+  packed.lse_batch = packed.slopes_batch = 0;
+  Array packed_out(type, wanted.size());
+  packed.out = packed_out.data();
+  t.attention(packed);
+  check(name + " attention packed", packed_out, wanted, slack);
+
+  const int64_t block_size = 4, blocks = (keys + block_size - 1) / block_size;
+  const std::vector<int32_t> key_counts = {0, static_cast<int32_t>(keys), 0};
+  std::vector<int32_t> table(3 * blocks, -1);
+  std::vector<int64_t> slots(keys);
+  for (int64_t i = 0; i < blocks; ++i) table[blocks + i] = static_cast<int32_t>(blocks - 1 - i);
+  for (int64_t j = 0; j < keys; ++j)
+    slots[j] = table[blocks + j / block_size] * block_size + j % block_size;
+  Array k_cache(type, blocks * block_size * dim), v_cache(type, blocks * block_size * value_dim);
+  packed.k_strides = {block_size * dim, 0, dim};
+  packed.v_strides = {block_size * value_dim, 0, value_dim};
+  t.paged_cache_write({.element_size = static_cast<int64_t>(size_of(type)),
+                       .tokens = keys,
+                       .heads = 1,
+                       .dim = dim,
+                       .value_dim = value_dim,
+                       .block_size = block_size,
+                       .slots = slots.data(),
+                       .k = k.data(),
+                       .v = v.data(),
+                       .k_strides = p.k_strides,
+                       .v_strides = p.v_strides,
+                       .k_cache = k_cache.data(),
+                       .v_cache = v_cache.data(),
+                       .k_cache_strides = packed.k_strides,
+                       .v_cache_strides = packed.v_strides,
+                       .threads = 2});
+  packed.k = k_cache.data();
+  packed.v = v_cache.data();
+  packed.key_starts = nullptr;
+  packed.key_counts = key_counts.data();
+  packed.block_table = table.data();
+  packed.table_stride = blocks;
+  packed.block_size = block_size;
+  Array paged_out(type, wanted.size());
+  packed.out = paged_out.data();
+  t.attention(packed);
+  check(name + " attention paged", paged_out, wanted, slack);
+
   Array grad_out = random_array(type, wanted.size()), delta(DType::f32, heads * queries);
   Array grad_lse = random_array(DType::f32, heads * queries);
   const Values g = grad_out.values(), gl = grad_lse.values();

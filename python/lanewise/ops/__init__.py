@@ -2,6 +2,8 @@
 
 from lanewise.ops import _triton  # noqa: F401  registers the GPU side
 from lanewise.ops.attention import attention
+from lanewise.ops.attention_paged import paged_attention, paged_cache_write
+from lanewise.ops.attention_varlen import attention_varlen
 from lanewise.ops.gemm import (
     gated_linear,
     gated_linear_packed,
@@ -17,6 +19,7 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "attention",
+    "attention_varlen",
     "gated_linear",
     "gated_linear_packed",
     "layer_norm",
@@ -24,6 +27,8 @@ __all__ = [
     "linear_packed",
     "matmul",
     "pack_weight",
+    "paged_attention",
+    "paged_cache_write",
     "rms_norm",
     "rope",
 ]

@@ -84,7 +84,26 @@ def register_twin(op: str, twin: str) -> None:
 
 
 def register_no_gradient(op: str) -> None:
-    """Makes backward through an op an error; torch would warn and go on with wrong numbers."""
+    """Makes backward through an op an error; torch would warn and go on with wrong numbers.
+
+    An op that writes its arguments has no outputs to go back from, so that the call is the error.
+    """
+    overload = getattr(ops, op).default
+    if overload._schema.is_mutable:
+
+        def kernel(*args: Any, **kwargs: Any) -> Any:
+            if torch.is_grad_enabled():
+                for value in (*args, *kwargs.values()):
+                    if isinstance(value, torch.Tensor) and value.requires_grad:
+                        raise RuntimeError(
+                            f"lanewise.{op}: has no gradient and an input requires one: "
+                            "call it under torch.no_grad()"
+                        )
+            with torch._C._AutoDispatchBelowAutograd():
+                return overload(*args, **kwargs)
+
+        torch.library.impl(f"lanewise::{op}", "Autograd")(kernel)
+        return
 
     def backward(ctx: Any, *grads: torch.Tensor) -> None:
         raise RuntimeError(f"lanewise.{op} has no gradient: its inputs must not require one")
