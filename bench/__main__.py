@@ -37,6 +37,7 @@ def main() -> int:
         record.save(found, limits, options.output / f"{family}.csv")
         report.plots(run, family, sections, options.output)
     print(f"numbers and plots: {options.output}", file=sys.stderr)
+    report.absences(run)
     return 1 if report.faults(run) else 0
 
 

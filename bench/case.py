@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 Side = Callable[[], object]
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -19,12 +22,17 @@ class Task:
     flops: float  # multiplications and additions that cannot be avoided
     bytes: float  # read or written at least once
     series: str = ""  # in a sweep: the curve that this is a point of,
-    rows: int = 0  # and where on it
+    rows: int = 0  # and where on it: rows of a product, tokens of a sequence
 
     @property
     def dtype_name(self) -> str:
         """The dtype as tables print it."""
         return str(self.dtype).removeprefix("torch.")
+
+
+def whole(output: Any) -> Any:
+    """All of an output."""
+    return output
 
 
 @dataclass(frozen=True)
@@ -33,9 +41,11 @@ class Case:
 
     task: Task
     ours: Mapping[str, Side]  # by what sets a way apart: "" where nothing does, "packed", …
-    peers: Mapping[str, Side]  # "torch", "numpy"
+    peers: Mapping[str, Side]  # "torch", "numpy", …
     reference: Side  # the right result, in float32 or float64
     references: Mapping[str, Side] = field(default_factory=dict)  # of sides that add to the task
+    compared: Callable[[Any], Any] = whole  # the part of an output that a reference gives
+    absent: Mapping[str, str] = field(default_factory=dict)  # why a peer cannot run here
     gradient: bool = False  # whether the sides run a backward pass
 
 
@@ -49,6 +59,8 @@ class Result:
     peers: tuple[str, ...]
     seconds: Mapping[str, float]
     wrong: Mapping[str, str]  # what is wrong with a side
+    absent: Mapping[str, str] = field(default_factory=dict)  # why a peer cannot run here
+    growth: Mapping[str, int] = field(default_factory=dict)  # bytes, where the section asks
 
     def best_of(self, other: Result) -> Result:
         """The better times of two measurements of one case."""

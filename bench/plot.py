@@ -17,8 +17,25 @@ from bench.limits import Limits
 from bench.table import PEER_NAMES
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; shapes and dashes say it again.
-COLOURS = {"": "#0072B2", "packed": "#D55E00", "torch": "#000000", "numpy": "#009E73"}
-MARKERS = {"": "o", "packed": "D", "torch": "|", "numpy": "x"}
+COLOURS = {
+    "": "#0072B2",
+    "packed": "#D55E00",
+    "torch": "#000000",
+    "numpy": "#009E73",
+    "flex": "#009E73",
+    "one by one": "#CC79A7",
+    "contiguous": "#E69F00",
+}
+MARKERS = {
+    "": "o",
+    "packed": "D",
+    "torch": "|",
+    "numpy": "x",
+    "flex": "x",
+    "one by one": "+",
+    "contiguous": "s",
+}
+CURVES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 OTHER = "#999999"
 WAY_NAMES = {"": "lanewise", "packed": "lanewise, packed", **PEER_NAMES}
 
@@ -86,12 +103,36 @@ def _rows(results: Sequence[Result], limits: Limits) -> Figure:
                 linewidth=1.3,
                 label=WAY_NAMES[side],
             )
-        _over_rows(panel, points)
+        _over(panel, "rows of x")
         panel.yaxis.set_major_formatter(PercentFormatter(1))
-    first = next(iter(panels.values()))
-    first.set_ylim(bottom=0)  # of all panels, and only now: it ends the scaling to the data
-    first.set_ylabel(SHARE)
+    _shares_from_zero(panels)
     _legend(figure, panels)
+    return figure
+
+
+def _curves(results: Sequence[Result], limits: Limits) -> Figure:
+    """Share of the limit over the length of the sequence: a colour for each series."""
+    figure, panels = _panels(results, 4.2, 4.6)
+    for dtype, panel in panels.items():
+        points = [r for r in results if r.task.dtype_name == dtype]
+        names = list(dict.fromkeys(r.task.series for r in points))
+        for name, colour in zip(names, CURVES, strict=False):
+            for side in ("", "torch"):
+                there = [r for r in points if r.task.series == name and side in r.seconds]
+                panel.plot(
+                    [r.task.rows for r in there],
+                    [_share(r, side, limits) for r in there],
+                    "--" if side == "torch" else "-",
+                    marker=MARKERS[side],
+                    color=colour,
+                    markersize=4,
+                    linewidth=1.3,
+                    label=f"{WAY_NAMES[side]}, {name}",
+                )
+        _over(panel, "tokens of the sequence")
+        panel.yaxis.set_major_formatter(PercentFormatter(1))
+    _shares_from_zero(panels)
+    _legend(figure, panels, columns=len(names))
     return figure
 
 
@@ -128,7 +169,7 @@ def _ratios(results: Sequence[Result], limits: Limits) -> Figure:
                 label=WAY_NAMES[way],
             )
         panel.axhline(1, color=COLOURS["torch"], linestyle="--", linewidth=1.3, label="torch")
-        _over_rows(panel, points)
+        _over(panel, "rows of x")
         panel.set_yscale("log", base=2)
         panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     next(iter(panels.values())).set_ylabel("× torch (layers thin, their geometric mean bold)")
@@ -139,6 +180,7 @@ def _ratios(results: Sequence[Result], limits: Limits) -> Figure:
 PLOTS: dict[str, Callable[[Sequence[Result], Limits], Figure]] = {
     "shares": _shares,
     "rows": _rows,
+    "curves": _curves,
     "ratios": _ratios,
 }
 
@@ -155,22 +197,31 @@ def _panels(
     return figure, panels
 
 
-def _over_rows(panel: Axes, points: Sequence[Result]) -> None:
+def _over(panel: Axes, label: str) -> None:
     panel.set_xscale("log", base=2)
     panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    panel.set_xlabel("rows of x")
+    panel.set_xlabel(label)
+
+
+def _shares_from_zero(panels: dict[str, Axes]) -> None:
+    first = next(iter(panels.values()))
+    first.set_ylim(bottom=0)  # of all panels, and only now: it ends the scaling to the data
+    first.set_ylabel(SHARE)
 
 
 def _share(result: Result, side: str, limits: Limits) -> float:
     return limits.binding(result.task)[1] / result.seconds[side]
 
 
-def _legend(figure: Figure, panels: dict[str, Axes]) -> None:
+def _legend(figure: Figure, panels: dict[str, Axes], columns: int = 0) -> None:
     """One legend under all panels, away from the data."""
     handles: dict[str, Artist] = {}
     for panel in panels.values():
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     figure.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles)
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=columns or len(handles),
     )

@@ -31,6 +31,7 @@ def _line(result: Result, side: str, limits: Limits) -> dict[str, object]:
         "side": result.side_name(side),
         "seconds": result.seconds.get(side),
         "wrong": result.wrong.get(side),
+        "growth": result.growth.get(side),
         "limit": limit,
         "limit_seconds": limit_seconds,
         "flops": task.flops,

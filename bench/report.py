@@ -82,6 +82,18 @@ def faults(run: Run) -> bool:
     return bool(wrong)
 
 
+def absences(run: Run) -> None:
+    """Tells why peers could not run."""
+    reasons = {
+        f"{table.PEER_NAMES[peer]} {table.ABSENT}: {reason}"
+        for section in run.sections
+        for result in run.results(section)
+        for peer, reason in result.absent.items()
+    }
+    for line in sorted(reasons):
+        print(line, file=sys.stderr)
+
+
 def _facts(run: Run) -> list[tuple[str, str]]:
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     steered = ", ".join(f"{name}={os.environ[name]}" for name in STEERING if name in os.environ)

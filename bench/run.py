@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bench.case import Result
+from bench.growth import growth
 from bench.limits import Limits
 from bench.neighbours import Neighbours
 from bench.section import Section
@@ -23,7 +25,7 @@ class Run:
         self.sections = sections
         self.limits = limits
         self._seconds = seconds
-        self._results: dict[str, dict[int, Result]] = {section.name: {} for section in sections}
+        self._results: dict[Section, dict[int, Result]] = {section: {} for section in sections}
         visits = [(s, i) for s in sections for _ in range(s.passes) for i in range(len(s.points))]
         with Progress(
             TextColumn("{task.description}"),
@@ -42,7 +44,7 @@ class Run:
 
     def results(self, section: Section) -> list[Result]:
         """What the points of a section gave, in their order."""
-        found = self._results[section.name]
+        found = self._results[section]
         return [found[index] for index in range(len(section.points))]
 
     def _measure(self, visits: Sequence[Visit], progress: Progress) -> list[Visit]:
@@ -57,7 +59,9 @@ class Run:
             self.limits.sample(case.task)
             if neighbours.disturbed(self.limits.threads):
                 disturbed.append((section, index))
-            found = self._results[section.name]
+            if section.growth:
+                result = replace(result, growth=growth(section.points[index], case))
+            found = self._results[section]
             found[index] = found[index].best_of(result) if index in found else result
             progress.advance(bar)
         return disturbed

@@ -10,8 +10,14 @@ from rich.table import Table
 from bench.case import Result
 from bench.limits import Limits
 
-PEER_NAMES = {"torch": "torch", "numpy": "NumPy"}
-WRONG = "wrong"
+PEER_NAMES = {
+    "torch": "torch",
+    "numpy": "NumPy",
+    "flex": "FlexAttention",
+    "one by one": "torch one by one",
+    "contiguous": "contiguous",
+}
+WRONG, ABSENT = "wrong", "does not run here"
 
 
 def build(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> Table:
@@ -26,7 +32,7 @@ def build(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], tex
 
 def comparison(results: Sequence[Result], limits: Limits) -> Iterator[Table]:
     """Each way of lanewise beside its limit and its peers."""
-    peers = list(dict.fromkeys(peer for result in results for peer in result.peers))
+    peers = list(dict.fromkeys(peer for r in results for peer in (*r.peers, *r.absent)))
     columns = ["work", "dtype", "lanewise", "of the limit"]
     columns += [f"× {PEER_NAMES[peer]}" for peer in peers]
     rows = [
@@ -50,6 +56,7 @@ def cells(result: Result, limits: Limits) -> dict[str, str]:
             (
                 share(result, way, limits),
                 *(f"{ratio(result, way, peer)}× {PEER_NAMES[peer]}" for peer in result.peers),
+                *(f"{PEER_NAMES[peer]} {ABSENT}" for peer in result.absent),
             )
         )
         for way in result.ways
@@ -83,6 +90,8 @@ def share(result: Result, side: str, limits: Limits) -> str:
 
 def ratio(result: Result, way: str, peer: str) -> str:
     """How many times as fast as a peer; nothing where there is no such peer."""
+    if peer in result.absent:
+        return ABSENT
     if peer not in result.peers:
         return ""
     value = result.ratio(way, peer)

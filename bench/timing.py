@@ -32,7 +32,7 @@ def measure(section: str, case: Case, seconds: float) -> Result:
     with torch.inference_mode(not case.gradient):
         best, wrong = _first_calls(case, sides)
         _alternate(sides, seconds, best)
-    return Result(section, case.task, tuple(case.ours), tuple(case.peers), best, wrong)
+    return Result(section, case.task, tuple(case.ours), tuple(case.peers), best, wrong, case.absent)
 
 
 def _first_calls(case: Case, sides: dict[str, Side]) -> tuple[dict[str, float], dict[str, str]]:

@@ -7,8 +7,7 @@ from functools import partial
 import torch
 
 import lanewise
-from bench.case import Case, Side, Task
-from bench.gemm.operands import DTYPES
+from bench.case import DTYPES, Case, Side, Task
 from bench.section import Section
 
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 import lanewise
-from bench.case import Case, Task
-from bench.gemm.operands import DTYPES, activations, linear_bytes, weight
+from bench.case import DTYPES, Case, Task
+from bench.gemm.operands import activations, linear_bytes, weight
 from bench.section import Section
 
 ROWS, INPUTS, OUTPUTS = 512, 768, 3072

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 import lanewise
-from bench.case import Case, Side, Task
-from bench.gemm.operands import DTYPES, activations, layer, linear_bytes
+from bench.case import DTYPES, Case, Side, Task
+from bench.gemm.operands import activations, layer, linear_bytes
 from bench.section import Section
 from lanewise import _host
 

@@ -10,9 +10,8 @@ from functools import partial
 from rich.console import RenderableType
 
 from bench import table
-from bench.case import Result
+from bench.case import DTYPES, Result
 from bench.gemm.linear import linear
-from bench.gemm.operands import DTYPES
 from bench.limits import Limits
 from bench.section import Section
 

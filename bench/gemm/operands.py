@@ -8,8 +8,6 @@ import torch
 
 import lanewise
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
 
 def activations(rows: int, inputs: int, dtype: torch.dtype) -> torch.Tensor:
     """What a layer is applied to."""
