@@ -82,10 +82,15 @@ def milliseconds(result: Result, side: str) -> str:
 
 def share(result: Result, side: str, limits: Limits) -> str:
     """How much of the binding limit a side reaches, and which that is."""
+    percent = percentage(result, side, limits)
+    return percent if percent == WRONG else f"{percent} {limits.binding(result.task)[0]}"
+
+
+def percentage(result: Result, side: str, limits: Limits) -> str:
+    """How much of the binding limit a side reaches."""
     if side not in result.seconds:
         return WRONG
-    limit, seconds = limits.binding(result.task)
-    return f"{seconds / result.seconds[side]:.0%} {limit}"
+    return f"{limits.binding(result.task)[1] / result.seconds[side]:.0%}"
 
 
 def ratio(result: Result, way: str, peer: str) -> str:

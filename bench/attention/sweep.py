@@ -33,7 +33,7 @@ def _tables(results: Sequence[Result], limits: Limits) -> Iterator[Table]:
     for result in results:
         curves[result.task.series, result.task.dtype_name].append(result)
     rows = [
-        (series, dtype, kind, *(table.share(r, side, limits) for r in points))
+        (series, dtype, kind, *(table.percentage(r, side, limits) for r in points))
         for (series, dtype), points in curves.items()
         for side, kind in SIDES.items()
     ]
