@@ -11,6 +11,7 @@ import torch
 Side = Callable[[], object]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FLOAT32_AND_BFLOAT16 = DTYPES[:2]
 
 
 @dataclass(frozen=True)

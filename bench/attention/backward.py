@@ -12,10 +12,9 @@ from torch import Tensor
 import lanewise
 from bench.attention import exact, peers
 from bench.attention.problem import Problem
-from bench.case import Case
+from bench.case import FLOAT32_AND_BFLOAT16, Case
 from bench.section import Section
 
-DTYPES = (torch.float32, torch.bfloat16)
 PRODUCTS_OF_FORWARD = 2
 PRODUCTS = 5
 
@@ -53,6 +52,10 @@ def _problems() -> Iterator[Problem]:
 
 SECTION = Section(
     "backward",
-    [partial(backward, problem, dtype) for problem in _problems() for dtype in DTYPES],
+    [
+        partial(backward, problem, dtype)
+        for problem in _problems()
+        for dtype in FLOAT32_AND_BFLOAT16
+    ],
     seconds=0.2,
 )

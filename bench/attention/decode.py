@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
-
 from bench.attention.forward import forward
 from bench.attention.problem import Problem
+from bench.case import FLOAT32_AND_BFLOAT16
 from bench.section import Section
 
-DTYPES = (torch.float32, torch.bfloat16)
 KV_HEADS, DIM = 8, 128
 LARGEST = 3 << 30  # bytes; not every machine holds more, twice
 
@@ -25,7 +23,7 @@ SECTION = Section(
     [
         partial(forward, problem, dtype)
         for problem in (token(batch, 4, keys) for keys in (4096, 32768) for batch in (1, 8))
-        for dtype in DTYPES
+        for dtype in FLOAT32_AND_BFLOAT16
         if problem.numel * dtype.itemsize <= LARGEST
     ],
 )
@@ -34,6 +32,6 @@ GROUPS = Section(
     [
         partial(forward, token(1, group, 4096), dtype)
         for group in (1, 3, 5, 7, 8, 16)
-        for dtype in DTYPES
+        for dtype in FLOAT32_AND_BFLOAT16
     ],
 )

@@ -9,9 +9,9 @@ from torch import Tensor
 
 import lanewise
 from bench.attention import exact
-from bench.attention.decode import DTYPES, token
+from bench.attention.decode import token
 from bench.attention.problem import Problem
-from bench.case import Case
+from bench.case import FLOAT32_AND_BFLOAT16, Case
 from bench.section import Section
 
 BLOCK = 16
@@ -47,5 +47,10 @@ def _in_blocks(tokens: Tensor, block_table: Tensor) -> Tensor:
 
 
 SECTION = Section(
-    "paged", [partial(_paged, token(batch, 4, 4096), dtype) for batch in (1, 8) for dtype in DTYPES]
+    "paged",
+    [
+        partial(_paged, token(batch, 4, 4096), dtype)
+        for batch in (1, 8)
+        for dtype in FLOAT32_AND_BFLOAT16
+    ],
 )

@@ -6,19 +6,17 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-import torch
 from rich.table import Table
 
 from bench import table
 from bench.attention.forward import forward
 from bench.attention.problem import Problem
-from bench.case import Result
+from bench.case import FLOAT32_AND_BFLOAT16, Result
 from bench.limits import Limits
 from bench.section import Section
 
 LENGTHS = tuple(2**n for n in range(7, 14))
 DIMS = (64, 128, 256)
-DTYPES = (torch.float32, torch.bfloat16)
 SIDES = {"": "lanewise", "torch": "torch"}
 
 
@@ -45,7 +43,7 @@ SECTION = Section(
     "sweep",
     [
         partial(forward, _problem(tokens, dim), dtype, series=f"D = {dim}")
-        for dtype in DTYPES
+        for dtype in FLOAT32_AND_BFLOAT16
         for dim in DIMS
         for tokens in LENGTHS
     ],

@@ -15,10 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 import lanewise
 from bench.attention import exact
 from bench.attention.problem import Problem
-from bench.case import Case, Task
+from bench.case import FLOAT32_AND_BFLOAT16, Case, Task
 from bench.section import Section
 
-DTYPES = (torch.float32, torch.bfloat16)
 TOKENS, DIM = 8192, 64
 
 
@@ -88,9 +87,9 @@ def _points() -> list[partial[Case]]:
     points = []
     for name, lengths, heads in named:
         equal = _equal_lengths(lengths)
-        for dtype in DTYPES:
+        for dtype in FLOAT32_AND_BFLOAT16:
             points.append(partial(_varlen, name, lengths, heads, dtype))
-        for dtype in DTYPES:
+        for dtype in FLOAT32_AND_BFLOAT16:
             title = f"as much, {len(equal)} of {equal[0]}"
             points.append(partial(_varlen, title, equal, heads, dtype))
     return points

@@ -11,7 +11,7 @@ from rich.table import Table
 
 import lanewise
 from bench import table
-from bench.case import Case, Result, Task
+from bench.case import FLOAT32_AND_BFLOAT16, Case, Result, Task
 from bench.gemm.operands import activations, layer, linear_bytes, weight
 from bench.limits import Limits
 from bench.section import Section
@@ -113,11 +113,7 @@ def _cost(result: Result, way: str) -> str:
 # A difference of a few per cent takes more samples to be seen than a ratio to a peer.
 SECTION = Section(
     "epilogue",
-    [
-        partial(case, dtype)
-        for case in (_epilogues, _gate)
-        for dtype in (torch.float32, torch.bfloat16)
-    ],
+    [partial(case, dtype) for case in (_epilogues, _gate) for dtype in FLOAT32_AND_BFLOAT16],
     seconds=0.8,
     tables=_tables,
     cells=_cells,
