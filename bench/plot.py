@@ -79,8 +79,8 @@ def _shares(results: Sequence[Result], limits: Limits) -> Figure:
                 )
         panel.axvline(1, color=OTHER, linewidth=1)
         panel.set_xlim(left=0)
+        panel.set_xlabel(SHARE.replace(" (", "\n("))  # long names of works leave panels narrow
         panel.xaxis.set_major_formatter(PercentFormatter(1))
-    figure.supxlabel(SHARE, fontsize="medium")  # once: long names of works leave panels narrow
     first = next(iter(panels.values()))
     first.set_yticks(range(len(works)), works)
     first.invert_yaxis()
