@@ -8,6 +8,7 @@
 #pragma once
 
 #include <type_traits>
+#include <utility>
 
 #include "attention/blocks.h"
 #include "attention/partial.h"
@@ -16,20 +17,37 @@
 
 namespace lanewise::LANEWISE_TARGET {
 
-// Rows that one pass takes together. Budget of 16 registers, rows × lines accumulators: 6 × 2, two
-// vectors of K or V and one of a row; 3 × 4, three rows and one vector. With fewer than 8 chains of
-// sums the FMA units would wait.
+// Rows that one pass takes together, and vectors of V or lines of K beside them. An FMA takes 4 or
+// 5 cycles and two start in each: with fewer than 8 or 10 chains of sums the units would wait.
+// Budget of 16 registers: 4 × 3 accumulators, 3 vectors of V and one weight. Lines of K are fewer,
+// since g++ spills a sum where none of the registers is left over, which costs more than idle
+// units.
 inline constexpr int kPassRows = 6;
-constexpr int pass_lines(int rows) {
-  if (kRegisters == 32) return rows <= 3 ? 8 : 4;
-  return rows == 1 ? 8 : rows <= 3 ? 4 : 2;
+constexpr int vectors_of(int rows) {
+  constexpr int k16[] = {8, 6, 4, 3, 2, 2}, k32[] = {8, 8, 8, 6, 4, 4};
+  return kRegisters == 32 ? k32[rows - 1] : k16[rows - 1];
 }
-// Keys whose dot products are folded together: lanes of one vector, and a multiple of any lines.
-inline constexpr int kFold = kLanes > 8 ? kLanes : 8;
+constexpr int dot_lines_of(int rows) {
+  constexpr int k16[] = {8, 4, 3, 2, 2, 2}, k32[] = {8, 8, 6, 4, 4, 3};
+  return kRegisters == 32 ? k32[rows - 1] : k16[rows - 1];
+}
+// Keys whose dot products are folded together: whole vectors, and a multiple of any lines.
+inline constexpr int kFold = kLanes == 16 ? 48 : 24;
 
 // Elements are read two vectors at a time. A pair of bfloat16 widens without crossing lanes: even
 // elements come first then, odd ones second, in rows of q and sums of v alike.
 inline constexpr int kTwin = 2 * kLanes;
+
+// As widen_odd, but for the mask, which would take one of 16 registers: the twelfth accumulator's.
+LANEWISE_INLINE f32v widen_odd_from_memory(pairs v) {
+#if defined(__AVX2__) && LANEWISE_LANES == 8
+  alignas(32) static constexpr uint32_t kMask[kLanes] = LANEWISE_REPEAT(0xffff0000u);
+  __asm__("vpand %1, %0, %0" : "+x"(v) : "m"(kMask));
+  return as_float(v);
+#else
+  return widen_odd(v);
+#endif
+}
 
 template <int HALF>
 LANEWISE_INLINE f32v load_half(const auto* p) {
@@ -38,7 +56,13 @@ LANEWISE_INLINE f32v load_half(const auto* p) {
 template <int HALF>
 LANEWISE_INLINE f32v load_half(const bf16* p) {
   const pairs both = load(reinterpret_cast<const bf16x2*>(p));
-  return HALF ? widen_odd(both) : widen_even(both);
+  return HALF ? widen_odd_from_memory(both) : widen_even(both);
+}
+// Vector v counted from half HALF of the twin at p.
+template <int HALF>
+LANEWISE_INLINE f32v load_vector(const auto* p, int v) {
+  return (HALF + v) % 2 ? load_half<1>(p + (HALF + v) / 2 * kTwin)
+                        : load_half<0>(p + (HALF + v) / 2 * kTwin);
 }
 
 // The twin that begins with `count` < kTwin elements, filled up with zeros.
@@ -105,16 +129,22 @@ inline void dot_lines(const float* q, int64_t ldq, const T* const* keys, int64_t
   const auto half = [&]<int HALF>(Rows<HALF>, int64_t d, const T* const* from) LANEWISE_LAMBDA {
     if constexpr (ROWS > LINES) {
       f32v kv[LINES];
+#pragma GCC unroll 8
       for (int l = 0; l < LINES; ++l) kv[l] = load_half<HALF>(from[l] + d);
+#pragma GCC unroll 8
       for (int r = 0; r < ROWS; ++r) {
-        const f32v qv = load(q + r * ldq + HALF * kLanes);
+        const f32v qv = in_register(load(q + r * ldq + HALF * kLanes));
+#pragma GCC unroll 8
         for (int l = 0; l < LINES; ++l) acc[r][l] += qv * kv[l];
       }
     } else {
       f32v qv[ROWS];
-      for (int r = 0; r < ROWS; ++r) qv[r] = load(q + r * ldq + HALF * kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < ROWS; ++r) qv[r] = in_register(load(q + r * ldq + HALF * kLanes));
+#pragma GCC unroll 8
       for (int l = 0; l < LINES; ++l) {
         const f32v kv = load_half<HALF>(from[l] + d);
+#pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) acc[r][l] += qv[r] * kv;
       }
     }
@@ -138,9 +168,10 @@ inline void dot_lines(const float* q, int64_t ldq, const T* const* keys, int64_t
     for (int l = 0; l < LINES; ++l) sums[r * ld + l] = acc[r][l];
 }
 
-// to[r][:] = factor[r] · to[r][:] + Σ_t weights[r][t] · values[t][d …], so many vectors of them;
-// or, where REST, one twin of which only `rest` elements are there.
-template <int ROWS, int VECTORS, bool REST, class T>
+// to[r][:] = factor[r] · to[r][:] + Σ_t weights[r][t] · values[t][:], so many vectors of them,
+// counted from half HALF of the twin at element d; or, where REST, one twin of which `rest`
+// elements are there.
+template <int ROWS, int VECTORS, int HALF, bool REST, class T>
 inline void sum_values(const float* weights, int64_t ldw, const T* const* values, int count,
                        int64_t d, int64_t rest, const float* factor, float* to, int64_t ld) {
   f32v acc[ROWS][VECTORS] = {};
@@ -151,29 +182,25 @@ inline void sum_values(const float* weights, int64_t ldw, const T* const* values
       copy_rest(from, rest, twin);
       from = twin;
     }
-    const auto value = [&](int v) LANEWISE_LAMBDA {
-      const T* at = from + v / 2 * kTwin;
-      return v % 2 ? load_half<1>(at) : load_half<0>(at);
-    };
     if constexpr (ROWS > VECTORS) {
-      f32v vv[VECTORS];
+      f32v value[VECTORS];
 #pragma GCC unroll 8
-      for (int v = 0; v < VECTORS; ++v) vv[v] = value(v);
+      for (int v = 0; v < VECTORS; ++v) value[v] = load_vector<HALF>(from, v);
 #pragma GCC unroll 8
       for (int r = 0; r < ROWS; ++r) {
-        const f32v w = broadcast(weights[r * ldw + t]);
+        const f32v weight = broadcast(weights[r * ldw + t]);
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; ++v) acc[r][v] += w * vv[v];
+        for (int v = 0; v < VECTORS; ++v) acc[r][v] += weight * value[v];
       }
     } else {
-      f32v w[ROWS];
+      f32v weight[ROWS];
 #pragma GCC unroll 8
-      for (int r = 0; r < ROWS; ++r) w[r] = broadcast(weights[r * ldw + t]);
+      for (int r = 0; r < ROWS; ++r) weight[r] = broadcast(weights[r * ldw + t]);
 #pragma GCC unroll 8
       for (int v = 0; v < VECTORS; ++v) {
-        const f32v vv = value(v);
+        const f32v value = in_register(load_vector<HALF>(from, v));
 #pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) acc[r][v] += w[r] * vv;
+        for (int r = 0; r < ROWS; ++r) acc[r][v] += weight[r] * value;
       }
     }
   }
@@ -229,18 +256,25 @@ class Decode {
   void run(const Partial& partial) {
     softmax.start();
     fill(out, rows * ldo, 0.0f);
-    const T *keys[kMostChunk], *next_keys[kMostChunk], *values[kMostChunk];
-    if (!all.empty()) find(k, {all.begin, smaller(all.begin + chunk, all.end)}, keys);
+    // Places of this chunk's keys and values, and of the next one's, which are on their way.
+    const T* places[4][kMostChunk];
+    const T **keys = places[0], **next_keys = places[1];
+    const T **values = places[2], **next_values = places[3];
+    const auto chunk_at = [&](int64_t begin) -> Range {
+      return {begin, smaller(begin + chunk, all.end)};
+    };
+    find(k, chunk_at(all.begin), keys);
+    find(v, chunk_at(all.begin), values);
     for (int64_t begin = all.begin; begin < all.end; begin += chunk) {
-      const Range now = {begin, smaller(begin + chunk, all.end)};
-      const Range next = {now.end, smaller(now.end + chunk, all.end)};
-      find(v, now, values);
+      const Range now = chunk_at(begin), next = chunk_at(now.end);
+      const int coming = static_cast<int>(next.size());
+      find(v, next, next_values);
       find(k, next, next_keys);
-      meet_keys(now, keys, values);
+      meet_keys(now, keys, Fetcher<T>(next_values, coming, p.value_dim));
       weigh(now);
-      mix_values(static_cast<int>(now.size()), values,
-                 Fetcher<T>(next_keys, static_cast<int>(next.size()), p.dim));
-      __builtin_memcpy(keys, next_keys, sizeof keys);
+      mix_values(static_cast<int>(now.size()), values, Fetcher<T>(next_keys, coming, p.dim));
+      std::swap(keys, next_keys);
+      std::swap(values, next_values);
     }
     for (int r = 0; r < rows; ++r) {
       float* row = out + r * ldo;
@@ -254,7 +288,7 @@ class Decode {
   }
 
  private:
-  static constexpr int kMostChunk = 128;
+  static constexpr int kMostChunk = 144;
 
   // Where the tokens of a chunk lie; to whole folds, the last one again and again.
   static void find(const TokenRows<T>& from, Range tokens, const T** to) {
@@ -268,19 +302,19 @@ class Decode {
     for (; i % kFold; ++i) to[i] = to[i - 1];
   }
 
-  void meet_keys(Range now, const T* const* keys, const T* const* values) {
+  void meet_keys(Range now, const T* const* keys, Fetcher<T> next_values) {
     const int count = static_cast<int>(now.size());
-    Fetcher<T> fetcher(values, count, p.value_dim);
     for (int j = 0; j < count; j += kFold)
       for_each_pass(rows, [&]<int ROWS>(int first, Rows<ROWS>) {
-        constexpr int kLines = pass_lines(ROWS);
+        constexpr int kLines = dot_lines_of(ROWS);
         f32v sums[ROWS][kFold];
-        for (int l = 0; l < kFold; l += kLines) {
-          if (first == 0) fetcher.rows(kLines);
+        const int lines = static_cast<int>(smaller(kFold, count - j));
+        for (int l = 0; l < lines; l += kLines) {
+          if (first == 0) next_values.rows(kLines);
           dot_lines<ROWS, kLines>(q + first * ldq, ldq, keys + j + l, p.dim, &sums[0][l], kFold);
         }
         for (int r = 0; r < ROWS; ++r)
-          for (int l = 0; l < kFold; l += kLanes)
+          for (int l = 0; l < lines; l += kLanes)
             store(scores + (first + r) * chunk + j + l,
                   sum_each(reinterpret_cast<const f32v(&)[kLanes]>(sums[r][l])) * scale);
       });
@@ -306,25 +340,35 @@ class Decode {
   }
 
   void mix_values(int count, const T* const* values, Fetcher<T> next_keys) {
-    const int64_t whole = p.value_dim / kTwin * kTwin, steps = ceil_div(p.value_dim, kTwin);
-    const int each = static_cast<int>(ceil_div(chunk, steps));
+    const int64_t vectors = p.value_dim / kTwin * 2, rest = p.value_dim % kTwin;
     for_each_pass(rows, [&]<int ROWS>(int first, Rows<ROWS>) {
-      constexpr int kVectors = pass_lines(ROWS);
+      constexpr int kVectors = vectors_of(ROWS);
       const float *weights = scores + first * chunk, *factor = softmax.factor + first;
       float* to = out + first * ldo;
-      const auto vectors = [&]<int VECTORS, bool REST>(int64_t d) LANEWISE_LAMBDA {
-        if (first == 0) next_keys.rows(each * VECTORS / 2);
-        sum_values<ROWS, VECTORS, REST>(weights, chunk, values, count, d, p.value_dim - d, factor,
-                                        to + d, ldo);
-      };
-      int64_t d = 0;
-      for (; d + kVectors * kLanes <= whole; d += kVectors * kLanes)
-        vectors.template operator()<kVectors, false>(d);
-      for (; d < whole; d += kTwin) vectors.template operator()<2, false>(d);
-      if (d < p.value_dim) vectors.template operator()<2, true>(d);
+      const int64_t steps = ceil_div(vectors, kVectors);
+      for (int64_t i = 0; i < steps; ++i) {
+        if (first == 0) next_keys.rows(static_cast<int>(ceil_div(chunk, steps)));
+        const int64_t v = vectors * i / steps, half = kPairs ? v % 2 : 0;
+        const int64_t d = (v - half) * kLanes;
+        with_rows<kVectors>(
+            static_cast<int>(vectors * (i + 1) / steps - v), [&]<int VECTORS>(Rows<VECTORS>) {
+              const auto sum = [&]<int HALF>(Rows<HALF>) {
+                sum_values<ROWS, VECTORS, HALF, false>(weights, chunk, values, count, d, 0, factor,
+                                                       to + v * kLanes, ldo);
+              };
+              if (kPairs && half)
+                sum(Rows<kPairs>{});
+              else
+                sum(Rows<0>{});
+            });
+      }
+      if (rest)
+        sum_values<ROWS, 2, 0, true>(weights, chunk, values, count, vectors * kLanes, rest, factor,
+                                     to + vectors * kLanes, ldo);
     });
   }
 
+  static constexpr int kPairs = std::is_same_v<T, bf16>;
   const AttentionParams& p;
   const ScoreOptions options;
   const QueryStack stack;

@@ -120,6 +120,10 @@ void attention_backward(const std::string& target, py::array grad_out,
                         py::array grad_v, std::optional<Floats> grad_bias,
                         std::optional<Floats> grad_sinks, const Options& options, int threads) {
   Floats delta(lse.size());
+  Floats sums =
+      grad_q.itemsize() == sizeof(float)
+          ? Floats(grad_q)
+          : Floats(std::vector<py::ssize_t>(grad_q.shape(), grad_q.shape() + grad_q.ndim()));
   const Axes of_q = options.query_axes(), of_k = options.key_axes();
   AttentionBackwardParams p = {
       .forward = describe(q, k, v, out, lse, options, threads),
@@ -133,6 +137,8 @@ void attention_backward(const std::string& target, py::array grad_out,
       .grad_q_strides = strides_of(grad_q, of_q),
       .grad_k_strides = strides_of(grad_k, of_k),
       .grad_v_strides = strides_of(grad_v, of_k),
+      .grad_q_sums = sums.mutable_data(),
+      .grad_q_sums_strides = strides_of(sums, of_q),
   };
   if (grad_bias) {
     p.grad_bias = grad_bias->mutable_data();

@@ -65,6 +65,9 @@ struct AttentionBackwardParams {
   void* grad_k;
   void* grad_v;
   HeadStrides grad_q_strides, grad_k_strides, grad_v_strides;
+  // Where grad_q is summed: grad_q itself where that is float32, else working memory of its shape.
+  float* grad_q_sums;
+  HeadStrides grad_q_sums_strides;
   // The bias's gradient, contiguous in the bias's own shape (1 where it broadcasts), zeroed by the
   // caller; null where it is not wanted.
   float* grad_bias;

@@ -1,7 +1,11 @@
-// Gradients without a score matrix in memory and without atomics: every pass recomputes the weights
-// P = exp(S − lse) of its blocks, and every element of a gradient has one owner that sums in a
-// fixed order. With δ = rowsum(dO ∘ O) − dlse (Dao et al., "FlashAttention", 2022, appendix B):
+// Gradients without a score matrix in memory and without atomics on sums. With P = 2^(S − lse) and
+// δ = rowsum(dO ∘ O) − dlse (Dao et al., "FlashAttention", 2022, appendix B):
 //   dS = P ∘ (dO·Vᵀ − δ),  dQ = scale · dS·K,  dK = scale · dSᵀ·Q,  dV = Pᵀ·dO,  dbias = dS.
+//
+// One pass of five products. A unit of work owns some keys: it meets all their queries, block by
+// block, keeps dK and dV in the caches, and adds its share of dQ to sums in memory. For these the
+// units of a head take turns at every block of queries, in the order of their keys: the same sums
+// for any number of threads, which follow each other through a head one block apart.
 #include "attention/blocks.h"
 #include "attention/kernel.h"
 
@@ -12,23 +16,32 @@ namespace {
 // Whether a query attended nothing: it has no gradient and gives none, whatever NaN it would meet.
 LANEWISE_INLINE bool dead(float lse) { return lse == -__builtin_inff(); }
 
-// A log as the scores are, bounded as they are.
-LANEWISE_INLINE float in_base_2(float lse) {
-  const float log = lse * kLog2E;
-  return __builtin_isinf(log) && !__builtin_isinf(lse) ? __builtin_copysignf(kLargest, log) : log;
+// A log in the units of scores, in two parts whose sum has no rounding error of its own; bounded as
+// scores are.
+struct Log2 {
+  float high, low;
+};
+LANEWISE_INLINE Log2 in_base_2(float lse) {
+  const float high = lse * kLog2E;
+  if (__builtin_isinf(high) && !__builtin_isinf(lse))
+    return {__builtin_copysignf(kLargest, high), 0.0f};
+  return {high, __builtin_isinf(high) ? 0.0f : __builtin_fmaf(lse, kLog2E, -high)};
 }
 
-// scores become P, products (dO·Vᵀ) become dS.
-template <class LseOf, class DeltaOf>
-LANEWISE_INLINE void score_gradients(float* scores, float* products, int64_t rows, LseOf lse,
-                                     DeltaOf delta) {
-  for (int64_t r = 0; r < rows; ++r)
+// scores become P, products (dO·Vᵀ, times `factor`) become dS times it.
+LANEWISE_INLINE void score_gradients(float* scores, float* products, int64_t rows, const float* lse,
+                                     const float* delta, float factor) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const Log2 log = in_base_2(lse[r]);
+    const f32v high = broadcast(log.high), low = broadcast(log.low);
+    const f32v d = broadcast(delta[r] * factor);
     for (int v = 0; v < kPanelVectors; ++v) {
       const int64_t at = r * kPanelCols + v * kLanes;
-      const f32v weight = exp2(load(scores + at) - lse(r, v));
+      const f32v weight = exp2(load(scores + at) - high - low);
       store(scores + at, weight);
-      store(products + at, weight * (load(products + at) - delta(r, v)));
+      store(products + at, weight * (load(products + at) - d));
     }
+  }
 }
 
 // Through the cap: dS of the capped score times its derivative.
@@ -38,132 +51,44 @@ LANEWISE_INLINE void uncap(const float* derivative, int64_t rows, float* gradien
   });
 }
 
+LANEWISE_INLINE float* query_sums(const AttentionBackwardParams& b, const Sequence& s,
+                                  int64_t head) {
+  return head_of(b.grad_q_sums, b.grad_q_sums_strides, s.batch, head) +
+         s.first_query * b.grad_q_sums_strides.token;
+}
+
 // --- δ -------------------------------------------------------------------------------------------
 
+// Also clears the sums of dQ.
 template <class T>
-void deltas(const AttentionBackwardParams& b, const Sequence& s, int64_t head) {
+void prepare(const AttentionBackwardParams& b, const Sequence& s, int64_t head) {
   const AttentionParams& p = b.forward;
   const TokenRows<T> outs = query_rows<T>(p.out, p.out_strides, s, head);
   const TokenRows<T> grads = query_rows<T>(b.grad_out, b.grad_out_strides, s, head);
   const int64_t stats = stats_of(p, s, head);
+  float* sums = query_sums(b, s, head);
   for (int64_t query = 0; query < s.queries; ++query) {
     const T *out = outs.row(query), *grad = grads.row(query);
     f32v total = broadcast(0.0f);
     for (int64_t i = 0; i < p.value_dim; i += kLanes)
       total += load_some(out + i, p.value_dim - i) * load_some(grad + i, p.value_dim - i);
+    fill(sums + query * b.grad_q_sums_strides.token, p.dim, 0.0f);
     const int64_t at = stats + query;
     b.delta[at] = dead(p.lse[at]) ? 0.0f : sum(total) - (b.grad_lse ? b.grad_lse[at] : 0.0f);
   }
 }
 
-// --- dQ: columns are queries, rows keys
-// -------------------------------------------------------------
-
 template <class T>
-class QueryGradients {
- public:
-  static constexpr int64_t kScorePanels = 2;
+void round_sums(const AttentionBackwardParams& b, const Sequence& s, int64_t head) {
+  const float* sums = query_sums(b, s, head);
+  T* to = head_of(static_cast<T*>(b.grad_q), b.grad_q_strides, s.batch, head) +
+          s.first_query * b.grad_q_strides.token;
+  for (int64_t query = 0; query < s.queries; ++query)
+    convert_row(sums + query * b.grad_q_sums_strides.token, to + query * b.grad_q_strides.token,
+                b.forward.dim);
+}
 
-  QueryGradients(const AttentionBackwardParams& params, const Blocking& bl, const Sequence& s,
-                 int64_t kv_head, int64_t n0)
-      : b(params),
-        p(params.forward),
-        blocking(bl),
-        options(query_options(p)),
-        stack(p, s, kv_head),
-        begin(n0),
-        end(smaller(n0 + bl.columns, stack.size())),
-        panels(static_cast<int>(ceil_div(end - n0, kPanelCols))) {
-    const int64_t scores_size = blocking.rows * kPanelCols;
-    carve({{&q, blocking.columns * p.dim},
-           {&grad_out, blocking.columns * p.value_dim},
-           {&grad_q, blocking.columns * p.dim},
-           {&scores, scores_size},
-           {&products, scores_size},
-           {&derivative, p.softcap != 0 ? scores_size : 0},
-           {&bias, p.bias_type == BiasType::none ? 0 : scores_size},
-           {&k, blocking.rows * p.dim},
-           {&v, blocking.rows * p.value_dim}});
-    fill(scale, kPanelCols, product_scale(p.scale, p.softcap));
-  }
-
-  void run() {
-    for (int i = 0; i < panels; ++i) start(i);
-    const Range all =
-        rows_met(options, stack.position(begin), stack.position(end - 1), {0, stack.sequence.keys});
-    const auto k_head = key_rows<T>(p, p.k, p.k_strides, stack.sequence, stack.kv_head);
-    const auto v_head = key_rows<T>(p, p.v, p.v_strides, stack.sequence, stack.kv_head);
-    for (int64_t row = blocking.first(all); row < all.end; row += blocking.rows) {
-      const Range block = blocking.block(row, all);
-      const Tokens keys = as_float32(k_head, block, p.dim, panels > 1, k);
-      const Tokens values = as_float32(v_head, block, p.value_dim, panels > 1, v);
-      for (int i = 0; i < panels; ++i) attend(i, block, keys, values);
-    }
-    for (int i = 0; i < panels; ++i) finish(i);
-  }
-
- private:
-  int64_t first_column(int i) const { return begin + static_cast<int64_t>(i) * kPanelCols; }
-
-  void start(int i) {
-    const int64_t n0 = first_column(i);
-    const int count = static_cast<int>(smaller(kPanelCols, end - n0));
-    stack.describe(n0, count, columns[i]);
-    const T* from[kPanelCols];
-    stack.rows(static_cast<const T*>(p.q), p.q_strides, n0, count, from);
-    pack_columns(from, count, p.dim, q + i * kPanelCols * p.dim);
-    stack.rows(static_cast<const T*>(b.grad_out), b.grad_out_strides, n0, count, from);
-    pack_columns(from, count, p.value_dim, grad_out + i * kPanelCols * p.value_dim);
-    fill(grad_q + i * kPanelCols * p.dim, kPanelCols * p.dim, 0.0f);
-    fill(lse[i], kPanelCols, 0.0f);
-    fill(delta[i], kPanelCols, 0.0f);
-    for (int c = 0; c < count; ++c) {
-      lse[i][c] = in_base_2(p.lse[stack.stats(n0 + c)]);
-      delta[i][c] = b.delta[stack.stats(n0 + c)];
-    }
-  }
-
-  void attend(int i, Range block, Tokens keys, Tokens values) {
-    const Range rows = rows_met(options, columns[i].first(), columns[i].last(), block);
-    if (rows.empty()) return;
-    keys = keys.from(rows.begin - block.begin);
-    values = values.from(rows.begin - block.begin);
-    meet(keys, rows.size(), p.dim, q + i * kPanelCols * p.dim, scale, scores);
-    apply_options(options, columns[i], rows, scores, derivative, bias);
-    meet(values, rows.size(), p.value_dim, grad_out + i * kPanelCols * p.value_dim, nullptr,
-         products);
-    score_gradients(
-        scores, products, rows.size(), [&](int64_t, int v) { return load(lse[i] + v * kLanes); },
-        [&](int64_t, int v) { return load(delta[i] + v * kLanes); });
-    if (p.softcap != 0) uncap(derivative, rows.size(), products);
-    mix(keys, rows.size(), p.dim, products, grad_q + i * kPanelCols * p.dim, Into::accumulate);
-  }
-
-  void finish(int i) {
-    for (int c = 0; c < columns[i].count; ++c)
-      if (dead(lse[i][c])) clear_column(grad_q + i * kPanelCols * p.dim, c, p.dim);
-    T* to[kPanelCols];
-    stack.rows(static_cast<T*>(b.grad_q), b.grad_q_strides, first_column(i), columns[i].count, to);
-    float natural[kPanelCols];
-    fill(natural, kPanelCols, p.scale);
-    unpack_columns(grad_q + i * kPanelCols * p.dim, columns[i].count, p.dim, natural, to);
-  }
-
-  const AttentionBackwardParams& b;
-  const AttentionParams& p;
-  const Blocking& blocking;
-  const ScoreOptions options;
-  const QueryStack stack;
-  const int64_t begin, end;  // columns of the stack
-  const int panels;
-  float scale[kPanelCols];
-  float *q, *grad_out, *grad_q, *scores, *products, *derivative, *bias, *k, *v;
-  Columns columns[kMaxPanels];
-  float lse[kMaxPanels][kPanelCols], delta[kMaxPanels][kPanelCols];
-};
-
-// --- dK, dV, dbias: columns are keys, rows queries
-// ---------------------------------------------------
+// --- panels: columns are keys, rows queries ------------------------------------------------------
 
 // The options as panels of keys meet them. Key j stands at query j − (keys − queries), and the
 // window is seen from its other end.
@@ -192,15 +117,17 @@ struct QueryRows {
   const AttentionBackwardParams& b;
   const AttentionParams& p;
   const ScoreOptions options;
-  float scale[kPanelCols];
+  const float factor;  // of dS
+  float scale[kPanelCols], product_factor[kPanelCols];
   float *q_buffer, *grad_buffer, *scores, *products, *derivative, *bias;
   int64_t stats;
   Range block;
   Tokens queries, gradients;
 
-  explicit QueryRows(const AttentionBackwardParams& params)
-      : b(params), p(b.forward), options(key_options(p)) {
+  QueryRows(const AttentionBackwardParams& params, float f)
+      : b(params), p(b.forward), options(key_options(p)), factor(f) {
     fill(scale, kPanelCols, product_scale(p.scale, p.softcap));
+    fill(product_factor, kPanelCols, factor);
   }
 
   void load_block(const Sequence& s, int64_t head, Range rows, bool reused) {
@@ -222,20 +149,18 @@ struct QueryRows {
     }
   }
 
-  // Leaves P in scores and dS, not yet through the cap, in products, for the rows returned.
-  Range meet_panel(const Columns& columns, const float* k, const float* v) {
-    const Range rows = rows_met(options, columns.first(), columns.last(), block);
-    if (rows.empty()) return rows;
+  Range met(const Columns& columns) const {
+    return rows_met(options, columns.first(), columns.last(), block);
+  }
+
+  // Leaves P in scores and dS, not yet through the cap, in products, for the rows met.
+  void meet_panel(const Columns& columns, Range rows, const float* k, const float* v) {
     const int64_t skip = rows.begin - block.begin;
     meet(queries.from(skip), rows.size(), p.dim, k, scale, scores);
     apply_options(options, columns, rows, scores, derivative, bias);
-    meet(gradients.from(skip), rows.size(), p.value_dim, v, nullptr, products);
-    const float* lse = p.lse + stats + rows.begin;
-    const float* delta = b.delta + stats + rows.begin;
-    score_gradients(
-        scores, products, rows.size(), [&](int64_t r, int) { return broadcast(in_base_2(lse[r])); },
-        [&](int64_t r, int) { return broadcast(delta[r]); });
-    return rows;
+    meet(gradients.from(skip), rows.size(), p.value_dim, v, product_factor, products);
+    score_gradients(scores, products, rows.size(), p.lse + stats + rows.begin,
+                    b.delta + stats + rows.begin, factor);
   }
 };
 
@@ -251,29 +176,79 @@ void pack_keys(const AttentionParams& p, const Sequence& s, int64_t kv_head, int
   pack_columns(rows, count, p.value_dim, v);
 }
 
+// --- dQ, dK, dV ----------------------------------------------------------------------------------
+
+// Sums of dQ are added to in turns.
+class Turns {
+ public:
+  // `taken` has room for size(p, rows) numbers.
+  Turns(const AttentionParams& p, int64_t rows, int64_t* taken)
+      : heads_(p.heads), blocks_(ceil_div(p.queries, rows)), taken_(taken) {
+    for (int64_t i = 0; i < p.batch * heads_ * blocks_; ++i) taken_[i] = 0;
+  }
+  static int64_t size(const AttentionParams& p, int64_t rows) {
+    return p.batch * p.heads * ceil_div(p.queries, rows);
+  }
+  int64_t* at(int64_t batch, int64_t head, int64_t block) const {
+    return taken_ + (batch * heads_ + head) * blocks_ + block;
+  }
+
+ private:
+  int64_t heads_, blocks_;
+  int64_t* taken_;
+};
+
+// out[r][d] += Σ_n weights[n][r] · keys[n][d] for so many rows and one panel's width of d, of which
+// `dims` are there; the weights lie in panels.
+template <int ROWS>
+inline void add_keys(const float* weights, int64_t panel_size, int64_t count, const float* keys,
+                     float* out, int64_t stride, int64_t dims) {
+  f32v sum[ROWS][kPanelVectors] = {};
+  for (int64_t n = 0; n < count; n += kPanelCols, weights += panel_size) {
+    const int columns = static_cast<int>(smaller(kPanelCols, count - n));
+#pragma GCC unroll 2
+    for (int c = 0; c < columns; ++c, keys += kPanelCols) {
+      f32v key[kPanelVectors];
+      for (int v = 0; v < kPanelVectors; ++v) key[v] = load(keys + v * kLanes);
+      for (int r = 0; r < ROWS; ++r) {
+        const f32v weight = broadcast(weights[r * kPanelCols + c]);
+        for (int v = 0; v < kPanelVectors; ++v) sum[r][v] += weight * key[v];
+      }
+    }
+  }
+  for (int r = 0; r < ROWS; ++r)
+    for (int v = 0; v < kPanelVectors; ++v)
+      if (const int64_t rest = dims - v * kLanes; rest > 0) {
+        float* to = out + r * stride + v * kLanes;
+        store_some(to, load_some(to, rest) + sum[r][v], rest);
+      }
+}
+
 template <class T>
 class KeyGradients {
  public:
-  static constexpr int64_t kScorePanels = 2;
-
-  KeyGradients(const AttentionBackwardParams& params, const Blocking& bl, const Sequence& s,
-               int64_t head, int64_t j0)
+  KeyGradients(const AttentionBackwardParams& params, const Blocking& bl, const Turns& t,
+               const Sequence& s, int64_t head, int64_t unit_of_keys)
       : b(params),
         p(params.forward),
         blocking(bl),
+        turns(t),
         sequence(s),
         kv_head(head),
-        begin(j0),
-        end(smaller(j0 + bl.columns, s.keys)),
-        panels(static_cast<int>(ceil_div(end - j0, kPanelCols))),
-        rows(params) {
+        unit(unit_of_keys),
+        begin(unit * bl.columns),
+        end(smaller(begin + bl.columns, s.keys)),
+        panels(static_cast<int>(ceil_div(end - begin, kPanelCols))),
+        rows(params, p.scale) {
     const int64_t scores_size = blocking.rows * kPanelCols;
+    const int64_t wide_dim = ceil_div(p.dim, kPanelCols) * kPanelCols;
     carve({{&k, blocking.columns * p.dim},
            {&v, blocking.columns * p.value_dim},
            {&grad_k, blocking.columns * p.dim},
            {&grad_v, blocking.columns * p.value_dim},
+           {&keys, blocking.columns * wide_dim},
            {&rows.scores, scores_size},
-           {&rows.products, scores_size},
+           {&products, panels * scores_size},
            {&rows.derivative, p.softcap != 0 ? scores_size : 0},
            {&rows.bias, p.bias_type == BiasType::none ? 0 : scores_size},
            {&rows.q_buffer, blocking.rows * p.dim},
@@ -287,6 +262,7 @@ class KeyGradients {
       fill(grad_k + i * kPanelCols * p.dim, kPanelCols * p.dim, 0.0f);
       fill(grad_v + i * kPanelCols * p.value_dim, kPanelCols * p.value_dim, 0.0f);
     }
+    arrange_keys();
     const int64_t group = p.heads / p.kv_heads;
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) meet_head(head);
     for (int i = 0; i < panels; ++i) finish(i);
@@ -296,28 +272,78 @@ class KeyGradients {
   int64_t first_column(int i) const { return begin + static_cast<int64_t>(i) * kPanelCols; }
   int count(int i) const { return static_cast<int>(smaller(kPanelCols, end - first_column(i))); }
 
+  // keys[d / kPanelCols][n][d % kPanelCols]: the right operand of dQ.
+  void arrange_keys() {
+    const auto from = key_rows<T>(p, p.k, p.k_strides, sequence, kv_head);
+    for (int64_t n = begin; n < end; ++n) {
+      const T* row = from.row(n);
+      for (int64_t d = 0; d < p.dim; d += kPanelCols)
+        for (int v = 0; v < kPanelCols; v += kLanes)
+          store(keys + d * (end - begin) + (n - begin) * kPanelCols + v,
+                d + v < p.dim ? load_some(row + d + v, p.dim - d - v) : broadcast(0.0f));
+    }
+  }
+
+  // The queries of a block that another unit of keys meets.
+  Range met_by(int64_t other, Range block) const {
+    const int64_t shift = sequence.keys - sequence.queries, first = other * blocking.columns;
+    const int64_t last = smaller(first + blocking.columns, sequence.keys) - 1;
+    return rows_met(rows.options, first - shift, last - shift, block);
+  }
+
   void meet_head(int64_t head) {
     for (int i = 0; i < panels; ++i)
       describe_keys(p, sequence, head, first_column(i), count(i), columns[i]);
-    const Range all = rows_met(rows.options, columns[0].first(), columns[panels - 1].last(),
-                               {0, sequence.queries});
-    for (int64_t row = blocking.first(all); row < all.end; row += blocking.rows)
-      rows.for_each_live(sequence, head, blocking.block(row, all), [&](Range live) {
+    for (int64_t row = 0; row < sequence.queries; row += blocking.rows) {
+      const Range block = {row, smaller(row + blocking.rows, sequence.queries)};
+      const Range all = met_by(unit, block);
+      if (all.empty()) continue;
+      int64_t* turn = turns.at(sequence.batch, head, row / blocking.rows);
+      const auto wait = [&] {
+        if (unit > 0 && !met_by(unit - 1, block).empty()) wait_until(turn, unit);
+      };
+      rows.for_each_live(sequence, head, all, [&](Range live) {
         rows.load_block(sequence, head, live, panels > 1);
         for (int i = 0; i < panels; ++i) accumulate(i);
+        wait();
+        add_to_queries(head, live);
       });
+      wait();
+      __atomic_store_n(turn, unit + 1, __ATOMIC_RELEASE);
+    }
   }
 
   void accumulate(int i) {
-    const Range met =
-        rows.meet_panel(columns[i], k + i * kPanelCols * p.dim, v + i * kPanelCols * p.value_dim);
+    const int64_t panel_size = blocking.rows * kPanelCols;
+    float* panel = products + i * panel_size;
+    const Range met = rows.met(columns[i]);
+    const int64_t begin_row = met.empty() ? rows.block.size() : met.begin - rows.block.begin;
+    const int64_t end_row = met.empty() ? rows.block.size() : met.end - rows.block.begin;
+    fill(panel, begin_row * kPanelCols, 0.0f);
+    fill(panel + end_row * kPanelCols, (rows.block.size() - end_row) * kPanelCols, 0.0f);
     if (met.empty()) return;
+    rows.products = panel + begin_row * kPanelCols;
+    rows.meet_panel(columns[i], met, k + i * kPanelCols * p.dim, v + i * kPanelCols * p.value_dim);
     if (p.softcap != 0) uncap(rows.derivative, met.size(), rows.products);
-    const int64_t skip = met.begin - rows.block.begin;
-    mix(rows.gradients.from(skip), met.size(), p.value_dim, rows.scores,
+    mix(rows.gradients.from(begin_row), met.size(), p.value_dim, rows.scores,
         grad_v + i * kPanelCols * p.value_dim, Into::accumulate);
-    mix(rows.queries.from(skip), met.size(), p.dim, rows.products, grad_k + i * kPanelCols * p.dim,
-        Into::accumulate);
+    mix(rows.queries.from(begin_row), met.size(), p.dim, rows.products,
+        grad_k + i * kPanelCols * p.dim, Into::accumulate);
+  }
+
+  void add_to_queries(int64_t head, Range live) {
+    const HeadStrides& s = b.grad_q_sums_strides;
+    float* to = query_sums(b, sequence, head) + live.begin * s.token;
+    const int64_t tiles = ceil_div(live.size(), kPanelRows);
+    for (int64_t d = 0; d < p.dim; d += kPanelCols)
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int64_t r = live.size() * tile / tiles;
+        with_rows<kPanelRows>(
+            static_cast<int>(live.size() * (tile + 1) / tiles - r), [&]<int ROWS>(Rows<ROWS>) {
+              add_keys<ROWS>(products + r * kPanelCols, blocking.rows * kPanelCols, end - begin,
+                             keys + d * (end - begin), to + r * s.token + d, s.token, p.dim - d);
+            });
+      }
   }
 
   void finish(int i) {
@@ -332,22 +358,22 @@ class KeyGradients {
       k_rows[c] = k_head + (first_column(i) + c) * b.grad_k_strides.token;
       v_rows[c] = v_head + (first_column(i) + c) * b.grad_v_strides.token;
     }
-    float natural[kPanelCols];
-    fill(natural, kPanelCols, p.scale);
-    unpack_columns(grad_k + i * kPanelCols * p.dim, count(i), p.dim, natural, k_rows);
     fill(one, kPanelCols, 1.0f);
+    unpack_columns(grad_k + i * kPanelCols * p.dim, count(i), p.dim, one, k_rows);
     unpack_columns(grad_v + i * kPanelCols * p.value_dim, count(i), p.value_dim, one, v_rows);
   }
 
   const AttentionBackwardParams& b;
   const AttentionParams& p;
   const Blocking& blocking;
+  const Turns& turns;
   const Sequence sequence;
-  const int64_t kv_head;
+  const int64_t kv_head, unit;
   const int64_t begin, end;  // keys
   const int panels;
   QueryRows<T> rows;
-  float *k, *v, *grad_k, *grad_v;
+  float *k, *v, *grad_k, *grad_v, *keys;
+  float* products;  // a panel of dS for every panel of keys
   Columns columns[kMaxPanels];
 };
 
@@ -357,7 +383,7 @@ template <class T>
 class BiasGradient {
  public:
   BiasGradient(const AttentionBackwardParams& params, int64_t row_block)
-      : b(params), p(params.forward), block(row_block), rows(params) {
+      : b(params), p(params.forward), block(row_block), rows(params, 1.0f) {
     const int64_t scores_size = block * kPanelCols;
     float* doubles;
     carve({{&doubles, 2 * scores_size},
@@ -416,7 +442,9 @@ class BiasGradient {
     for (int64_t row = all.begin; row < all.end; row += block)
       rows.for_each_live(s, head, {row, smaller(row + block, all.end)}, [&](Range live) {
         rows.load_block(s, head, live, false);
-        add(rows.meet_panel(columns, k, v));
+        const Range met = rows.met(columns);
+        rows.meet_panel(columns, met, k, v);
+        add(met);
       });
   }
 
@@ -482,28 +510,22 @@ void sink_gradient(const AttentionBackwardParams& b, int64_t head) {
   b.grad_sinks[head] = static_cast<float>(total);
 }
 
-// Runs Unit over the columns of all sequences, the last ones first where `descending`.
-template <class Unit, class F>
-void run_units(const AttentionBackwardParams& b, F&& columns_of, bool descending,
-               int64_t column_floats, int threads) {
+template <class T>
+void key_gradients(const AttentionBackwardParams& b, int threads) {
   const AttentionParams& p = b.forward;
-  int64_t most = 0, total = 0;
-  for (int64_t batch = 0; batch < p.batch; ++batch) {
-    const int64_t columns = columns_of(Sequence(p, batch));
-    most = larger(most, columns);
-    total += columns * p.kv_heads;
-  }
-  const Blocking blocking = choose_blocking(
-      most, total,
-      {.row = p.dim + p.value_dim, .column = column_floats, .score_panels = Unit::kScorePanels},
-      threads);
-  const Units units(p,
-                    static_cast<int64_t*>(scratch(Scratch::state, (p.batch + 1) * sizeof(int64_t))),
-                    [&](const Sequence& s) { return blocking.units(columns_of(s)); });
+  const int64_t dims = p.dim + p.value_dim;
+  // As for one thread, whatever their number: dQ is summed unit by unit.
+  const Blocking blocking =
+      choose_blocking(p.keys, p.keys * p.batch * p.kv_heads,
+                      {.row = dims, .column = 2 * dims + p.dim, .score_panels = 2}, 1);
+  auto* state = static_cast<int64_t*>(
+      scratch(Scratch::state, (p.batch + 1 + Turns::size(p, blocking.rows)) * sizeof(int64_t)));
+  const Units units(p, state, [&](const Sequence& s) { return blocking.units(s.keys); });
+  const Turns turns(p, blocking.rows, state + p.batch + 1);
+  // In the order of keys: who waits for a turn waits for a unit that was begun before.
   parallel_tasks(units.size(), threads, [&](int64_t task) {
     units.at(task, [&](const Sequence& s, int64_t head, int64_t unit) {
-      if (descending) unit = blocking.units(columns_of(s)) - 1 - unit;
-      Unit(b, blocking, s, head, unit * blocking.columns).run();
+      KeyGradients<T>(b, blocking, turns, s, head, unit).run();
     });
   });
 }
@@ -524,7 +546,7 @@ void bias_gradient(const AttentionBackwardParams& b, int threads) {
 void attention_backward(const AttentionBackwardParams& b) {
   const AttentionParams& p = b.forward;
   if (p.batch == 0 || p.kv_heads == 0) return;
-  const int64_t group = p.heads / p.kv_heads, dims = p.dim + p.value_dim;
+  const int64_t dims = p.dim + p.value_dim;
   double work = 0;
   for (int64_t batch = 0; batch < p.batch; ++batch) {
     const Sequence s(p, batch);
@@ -533,14 +555,13 @@ void attention_backward(const AttentionBackwardParams& b) {
   const int threads = useful_threads(work, p.threads);
   with_dtype(p.dtype, [&](auto element) {
     using T = decltype(element);
-    parallel_tasks(p.batch * p.heads, threads, [&](int64_t task) {
-      deltas<T>(b, Sequence(p, task / p.heads), task % p.heads);
-    });
-    // With causality the last queries meet the most keys, and the first keys the most queries.
-    run_units<QueryGradients<T>>(
-        b, [&](const Sequence& s) { return s.queries * group; }, true, dims + p.dim, threads);
-    run_units<KeyGradients<T>>(
-        b, [](const Sequence& s) { return s.keys; }, false, 2 * dims, threads);
+    const auto for_each_head = [&](auto&& f) {
+      parallel_tasks(p.batch * p.heads, threads,
+                     [&](int64_t task) { f(b, Sequence(p, task / p.heads), task % p.heads); });
+    };
+    for_each_head(prepare<T>);
+    key_gradients<T>(b, threads);
+    if constexpr (sizeof(T) < sizeof(float)) for_each_head(round_sums<T>);
     if (b.grad_bias) bias_gradient<T>(b, threads);
   });
   if (b.grad_sinks) parallel_tasks(p.heads, threads, [&](int64_t head) { sink_gradient(b, head); });

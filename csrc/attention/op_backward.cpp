@@ -47,6 +47,9 @@ Gradients gradients(const char* op, const AttentionParams& forward, const Tensor
   if (outputs.grad_lse) grad_norms = torch::stable::contiguous(*outputs.grad_lse);
   Tensor delta = torch::stable::new_empty(norms, norms.sizes());
   Tensor grad_q = torch::stable::new_empty(q, q.sizes());
+  Tensor grad_q_sums = q.scalar_type() == ScalarType::Float
+                           ? grad_q
+                           : torch::stable::new_empty(q, q.sizes(), ScalarType::Float);
   Tensor grad_k = torch::stable::new_empty(k, k.sizes());
   Tensor grad_v = torch::stable::new_empty(v, v.sizes());
   Tensor grad_bias = needs_bias ? torch::stable::new_zeros(*bias, bias->sizes(), ScalarType::Float)
@@ -65,6 +68,8 @@ Gradients gradients(const char* op, const AttentionParams& forward, const Tensor
       .grad_q_strides = strides_of(grad_q),
       .grad_k_strides = strides_of(grad_k),
       .grad_v_strides = strides_of(grad_v),
+      .grad_q_sums = grad_q_sums.mutable_data_ptr<float>(),
+      .grad_q_sums_strides = strides_of(grad_q_sums),
   };
   p.forward.out = const_cast<void*>(output.const_data_ptr());
   p.forward.out_strides = strides_of(output);

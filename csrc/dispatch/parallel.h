@@ -3,6 +3,7 @@
 #pragma once
 
 #include <omp.h>
+#include <sched.h>
 
 #include <cstdint>
 
@@ -25,6 +26,17 @@ inline bool in_parallel() { return omp_in_parallel(); }
 // Waits for all threads of the innermost parallel region.
 inline void barrier() {
 #pragma omp barrier
+}
+
+// Waits for another thread of the region to bring *number to `least`. It must be at work on it
+// already, or this would wait for ever.
+inline void wait_until(const int64_t* number, int64_t least) {
+  for (int spins = 0; __atomic_load_n(number, __ATOMIC_ACQUIRE) < least; ++spins) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+    if (spins > 1000) sched_yield();  // there may be more threads than cores
+  }
 }
 
 // Runs f(begin, end) over [0, count) in one contiguous piece per thread, pieces equal to within

@@ -69,6 +69,17 @@ LANEWISE_INLINE f32v as_float(u32v v) { return reinterpret_cast<f32v>(v); }
 LANEWISE_INLINE i32v as_int(f32v v) { return reinterpret_cast<i32v>(v); }
 LANEWISE_INLINE u32v as_uint(f32v v) { return reinterpret_cast<u32v>(v); }
 
+// The value, in a register from here on: the compiler would load it again for every use that an
+// instruction can combine with the load.
+LANEWISE_INLINE f32v in_register(f32v v) {
+#if defined(__AVX512F__) && LANEWISE_LANES == 16
+  __asm__("" : "+v"(v));
+#elif defined(__x86_64__) && (LANEWISE_LANES == 4 || (defined(__AVX2__) && LANEWISE_LANES == 8))
+  __asm__("" : "+x"(v));
+#endif
+  return v;
+}
+
 LANEWISE_INLINE i32v lane_index() {
   i32v v;
   for (int i = 0; i < kLanes; ++i) v[i] = i;

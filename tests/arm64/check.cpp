@@ -527,17 +527,21 @@ void check_attention(const Table& t, DType type, const std::string& name, int64_
   };
   Array grad_q(type, q.size), grad_k(type, k.size), grad_v(type, v.size);
   Array grad_bias(DType::f32, bias.size), grad_sinks(DType::f32, heads);
-  AttentionBackwardParams b = {.forward = p,
-                               .grad_out = grad_out.data(),
-                               .grad_out_strides = p.out_strides,
-                               .grad_lse = grad_lse.floats(),
-                               .delta = delta.floats(),
-                               .grad_q = grad_q.data(),
-                               .grad_k = grad_k.data(),
-                               .grad_v = grad_v.data(),
-                               .grad_q_strides = p.q_strides,
-                               .grad_k_strides = p.k_strides,
-                               .grad_v_strides = p.v_strides};
+  Array grad_q_sums(DType::f32, q.size);
+  AttentionBackwardParams b = {
+      .forward = p,
+      .grad_out = grad_out.data(),
+      .grad_out_strides = p.out_strides,
+      .grad_lse = grad_lse.floats(),
+      .delta = delta.floats(),
+      .grad_q = grad_q.data(),
+      .grad_k = grad_k.data(),
+      .grad_v = grad_v.data(),
+      .grad_q_strides = p.q_strides,
+      .grad_k_strides = p.k_strides,
+      .grad_v_strides = p.v_strides,
+      .grad_q_sums = type == DType::f32 ? grad_q.floats() : grad_q_sums.floats(),
+      .grad_q_sums_strides = p.q_strides};
   if (with_options) {
     b.grad_bias = grad_bias.floats();
     b.bias_batches = b.bias_heads = 1;
