@@ -184,20 +184,33 @@ class Units {
 
   int64_t size() const { return first_[p_.batch]; }
 
-  // run(sequence, head, i): unit i of a head.
+  // run(sequence, head, i): unit i of a head. All units of a head come one after the other.
   template <class F>
   LANEWISE_INLINE void at(int64_t unit, F&& run) const {
+    find(unit, [&](const Sequence& s, int64_t rest, int64_t units) {
+      run(s, rest / units, rest % units);
+    });
+  }
+  // The same, but first come the first units of all heads of a sequence.
+  template <class F>
+  LANEWISE_INLINE void at_by_unit(int64_t unit, F&& run) const {
+    find(unit, [&](const Sequence& s, int64_t rest, int64_t) {
+      run(s, rest % p_.kv_heads, rest / p_.kv_heads);
+    });
+  }
+
+ private:
+  template <class F>
+  LANEWISE_INLINE void find(int64_t unit, F&& found) const {
     int64_t batch = 0;
     for (int64_t end = p_.batch; end - batch > 1;) {
       const int64_t middle = batch + (end - batch) / 2;
       (first_[middle] <= unit ? batch : end) = middle;
     }
-    const int64_t units = (first_[batch + 1] - first_[batch]) / p_.kv_heads;
-    unit -= first_[batch];
-    run(Sequence(p_, batch), unit / units, unit % units);
+    found(Sequence(p_, batch), unit - first_[batch],
+          (first_[batch + 1] - first_[batch]) / p_.kv_heads);
   }
 
- private:
   const AttentionParams& p_;
   int64_t* first_;
 };

@@ -239,7 +239,8 @@ class KeyGradients {
         begin(unit * bl.columns),
         end(smaller(begin + bl.columns, s.keys)),
         panels(static_cast<int>(ceil_div(end - begin, kPanelCols))),
-        rows(params, p.scale) {
+        rows(params, p.scale),
+        key_window(query_options(p)) {
     const int64_t scores_size = blocking.rows * kPanelCols;
     const int64_t wide_dim = ceil_div(p.dim, kPanelCols) * kPanelCols;
     carve({{&k, blocking.columns * p.dim},
@@ -334,16 +335,23 @@ class KeyGradients {
   void add_to_queries(int64_t head, Range live) {
     const HeadStrides& s = b.grad_q_sums_strides;
     float* to = query_sums(b, sequence, head) + live.begin * s.token;
-    const int64_t tiles = ceil_div(live.size(), kPanelRows);
-    for (int64_t d = 0; d < p.dim; d += kPanelCols)
-      for (int64_t tile = 0; tile < tiles; ++tile) {
-        const int64_t r = live.size() * tile / tiles;
-        with_rows<kPanelRows>(
-            static_cast<int>(live.size() * (tile + 1) / tiles - r), [&]<int ROWS>(Rows<ROWS>) {
-              add_keys<ROWS>(products + r * kPanelCols, blocking.rows * kPanelCols, end - begin,
-                             keys + d * (end - begin), to + r * s.token + d, s.token, p.dim - d);
-            });
-      }
+    const int64_t tiles = ceil_div(live.size(), kPanelRows),
+                  panel_size = blocking.rows * kPanelCols;
+    const int64_t shift = sequence.keys - sequence.queries, all = end - begin;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t r = live.size() * tile / tiles, r_end = live.size() * (tile + 1) / tiles;
+      // Whole panels of the keys that some query of the tile meets.
+      const int64_t first = live.begin + shift + r, last = live.begin + shift + r_end - 1;
+      const Range met = rows_met(key_window, first, last, {begin, end});
+      if (met.empty()) continue;
+      const int64_t n = (met.begin - begin) / kPanelCols * kPanelCols, count = met.end - begin - n;
+      const float* weights = products + n / kPanelCols * panel_size + r * kPanelCols;
+      with_rows<kPanelRows>(static_cast<int>(r_end - r), [&]<int ROWS>(Rows<ROWS>) {
+        for (int64_t d = 0; d < p.dim; d += kPanelCols)
+          add_keys<ROWS>(weights, panel_size, count, keys + d * all + n * kPanelCols,
+                         to + r * s.token + d, s.token, p.dim - d);
+      });
+    }
   }
 
   void finish(int i) {
@@ -372,6 +380,7 @@ class KeyGradients {
   const int64_t begin, end;  // keys
   const int panels;
   QueryRows<T> rows;
+  const ScoreOptions key_window;  // which keys a query meets
   float *k, *v, *grad_k, *grad_v, *keys;
   float* products;  // a panel of dS for every panel of keys
   Columns columns[kMaxPanels];
@@ -522,9 +531,10 @@ void key_gradients(const AttentionBackwardParams& b, int threads) {
       scratch(Scratch::state, (p.batch + 1 + Turns::size(p, blocking.rows)) * sizeof(int64_t)));
   const Units units(p, state, [&](const Sequence& s) { return blocking.units(s.keys); });
   const Turns turns(p, blocking.rows, state + p.batch + 1);
-  // In the order of keys: who waits for a turn waits for a unit that was begun before.
+  // In the order of keys: who waits for a turn waits for a unit that was begun before, and long
+  // before where there are many heads.
   parallel_tasks(units.size(), threads, [&](int64_t task) {
-    units.at(task, [&](const Sequence& s, int64_t head, int64_t unit) {
+    units.at_by_unit(task, [&](const Sequence& s, int64_t head, int64_t unit) {
       KeyGradients<T>(b, blocking, turns, s, head, unit).run();
     });
   });
