@@ -171,46 +171,30 @@ LANEWISE_INLINE int64_t stats_of(const AttentionParams& p, const Sequence& s, in
   return s.batch * p.lse_batch + head * p.lse_head + s.first_query;
 }
 
-// The units of work of all sequences and key heads, numbered through.
+// The units of work of all sequences, numbered through.
 class Units {
  public:
-  // count(sequence): the units of one head. `first` has room for batch + 1 numbers.
+  // count(sequence): its units. `first` has room for batch + 1 numbers.
   template <class F>
   Units(const AttentionParams& p, int64_t* first, F&& count) : p_(p), first_(first) {
     first_[0] = 0;
-    for (int64_t b = 0; b < p.batch; ++b)
-      first_[b + 1] = first_[b] + count(Sequence(p, b)) * p.kv_heads;
+    for (int64_t b = 0; b < p.batch; ++b) first_[b + 1] = first_[b] + count(Sequence(p, b));
   }
 
   int64_t size() const { return first_[p_.batch]; }
 
-  // run(sequence, head, i): unit i of a head. All units of a head come one after the other.
+  // run(sequence, i): unit i of a sequence.
   template <class F>
   LANEWISE_INLINE void at(int64_t unit, F&& run) const {
-    find(unit, [&](const Sequence& s, int64_t rest, int64_t units) {
-      run(s, rest / units, rest % units);
-    });
-  }
-  // The same, but first come the first units of all heads of a sequence.
-  template <class F>
-  LANEWISE_INLINE void at_by_unit(int64_t unit, F&& run) const {
-    find(unit, [&](const Sequence& s, int64_t rest, int64_t) {
-      run(s, rest % p_.kv_heads, rest / p_.kv_heads);
-    });
-  }
-
- private:
-  template <class F>
-  LANEWISE_INLINE void find(int64_t unit, F&& found) const {
     int64_t batch = 0;
     for (int64_t end = p_.batch; end - batch > 1;) {
       const int64_t middle = batch + (end - batch) / 2;
       (first_[middle] <= unit ? batch : end) = middle;
     }
-    found(Sequence(p_, batch), unit - first_[batch],
-          (first_[batch + 1] - first_[batch]) / p_.kv_heads);
+    run(Sequence(p_, batch), unit - first_[batch]);
   }
 
+ private:
   const AttentionParams& p_;
   int64_t* first_;
 };

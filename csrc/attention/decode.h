@@ -8,7 +8,6 @@
 #pragma once
 
 #include <type_traits>
-#include <utility>
 
 #include "attention/blocks.h"
 #include "attention/partial.h"
@@ -227,25 +226,45 @@ LANEWISE_INLINE void for_each_pass(int rows, F&& f) {
 // A stack of up to so many rows is decoded; more of them fill panels.
 inline constexpr int kMostDecodeRows = kPanelCols * 3 / 4;
 
-// All rows of a query stack over a range of keys.
+inline constexpr int kMostChunk = 144;
+
+// To whole twins.
+LANEWISE_INLINE int64_t padded(int64_t dim) { return ceil_div(dim, kTwin) * kTwin; }
+
+// All rows of a query stack over a range of keys, a chunk at a time.
 template <class T>
 class Decode {
  public:
-  Decode(const QueryStack& s, Range piece)
+  // Where the keys and values of a chunk lie.
+  struct Places {
+    int count = 0;
+    const T *keys[kMostChunk], *values[kMostChunk];
+  };
+
+  // Floats that one needs, whole cache lines.
+  static int64_t floats(const AttentionParams& p, int64_t rows) {
+    return ceil_div(rows * (padded(p.dim) + padded(p.value_dim) + kMostChunk), 16) * 16;
+  }
+
+  Decode(const QueryStack& s, Range piece, float* room)
       : p(s.p),
         options(query_options(p)),
         stack(s),
         rows(static_cast<int>(s.size())),
         scale(product_scale(p.scale, p.softcap)),
-        ldq(ceil_div(p.dim, kTwin) * kTwin),
-        ldo(ceil_div(p.value_dim, kTwin) * kTwin),
+        ldq(padded(p.dim)),
+        ldo(padded(p.value_dim)),
         k(key_rows<T>(p, p.k, p.k_strides, s.sequence, s.kv_head)),
         v(key_rows<T>(p, p.v, p.v_strides, s.sequence, s.kv_head)) {
-    // A chunk of K and one of V share L1.
-    constexpr int64_t kChunkBytes = 16 << 10;
+    // A chunk of K, one of V and those that are on their way share L1.
+    constexpr int64_t kChunkBytes = 8 << 10;
     const int64_t row_bytes = larger(p.dim, p.value_dim) * static_cast<int64_t>(sizeof(T));
     chunk = smaller(kMostChunk, larger(kChunkBytes / row_bytes / kFold, 1) * kFold);
-    carve({{&q, rows * ldq}, {&scores, rows * chunk}, {&out, rows * ldo}});
+    q = room;
+    out = q + rows * ldq;
+    scores = out + rows * ldo;
+    softmax.start();
+    fill(out, rows * ldo, 0.0f);
     const T* q_rows[kMostDecodeRows];
     stack.rows(static_cast<const T*>(p.q), p.q_strides, 0, rows, q_rows);
     for (int r = 0; r < rows; ++r) arrange(q_rows[r], p.dim, q + r * ldq);
@@ -253,29 +272,23 @@ class Decode {
     all = rows_met(options, columns.first(), columns.last(), piece);
   }
 
-  void run(const Partial& partial) {
-    softmax.start();
-    fill(out, rows * ldo, 0.0f);
-    // Places of this chunk's keys and values, and of the next one's, which are on their way.
-    const T* places[4][kMostChunk];
-    const T **keys = places[0], **next_keys = places[1];
-    const T **values = places[2], **next_values = places[3];
-    const auto chunk_at = [&](int64_t begin) -> Range {
-      return {begin, smaller(begin + chunk, all.end)};
-    };
-    find(k, chunk_at(all.begin), keys);
-    find(v, chunk_at(all.begin), values);
-    for (int64_t begin = all.begin; begin < all.end; begin += chunk) {
-      const Range now = chunk_at(begin), next = chunk_at(now.end);
-      const int coming = static_cast<int>(next.size());
-      find(v, next, next_values);
-      find(k, next, next_keys);
-      meet_keys(now, keys, Fetcher<T>(next_values, coming, p.value_dim));
-      weigh(now);
-      mix_values(static_cast<int>(now.size()), values, Fetcher<T>(next_keys, coming, p.dim));
-      std::swap(keys, next_keys);
-      std::swap(values, next_values);
-    }
+  Range keys() const { return all; }
+  Range chunk_at(int64_t begin) const { return {begin, smaller(begin + chunk, all.end)}; }
+
+  void find(Range tokens, Places& places) const {
+    places.count = static_cast<int>(tokens.size());
+    find(k, tokens, places.keys);
+    find(v, tokens, places.values);
+  }
+
+  // Takes in the keys `now`, and fetches what comes next.
+  void meet_chunk(Range now, const Places& places, const Places& next) {
+    meet_keys(now, places.keys, Fetcher<T>(next.values, next.count, p.value_dim));
+    weigh(now);
+    mix_values(places.count, places.values, Fetcher<T>(next.keys, next.count, p.dim));
+  }
+
+  void leave(const Partial& partial) {
     for (int r = 0; r < rows; ++r) {
       float* row = out + r * ldo;
       partial.max[r] = softmax.max[r];
@@ -288,8 +301,6 @@ class Decode {
   }
 
  private:
-  static constexpr int kMostChunk = 144;
-
   // Where the tokens of a chunk lie; to whole folds, the last one again and again.
   static void find(const TokenRows<T>& from, Range tokens, const T** to) {
     if (tokens.empty()) return;
@@ -378,9 +389,33 @@ class Decode {
   const TokenRows<T> k, v;
   int64_t chunk;
   Range all;
-  float *q, *scores, *out;
+  float *q, *out, *scores;
   Columns columns;
   Softmax softmax;
 };
+
+// Key heads whose keys often lie side by side, token by token: met in turns, chunk by chunk, so
+// that memory is read from end to end.
+inline constexpr int kMostHeadsTogether = 8;
+
+// heads[i].leave() is the caller's.
+template <class T>
+inline void decode_together(Decode<T>* heads, int count) {
+  typename Decode<T>::Places places[2];
+  int here = 0;
+  const Range all = heads[0].keys();  // the same for every head
+  Range now = heads[0].chunk_at(all.begin);
+  heads[0].find(now, places[here]);
+  for (Range next; now.begin < all.end; now = next) {
+    next = heads[0].chunk_at(now.end);
+    for (int i = 0; i < count; ++i, here = !here) {
+      if (i + 1 < count)
+        heads[i + 1].find(now, places[!here]);
+      else
+        heads[0].find(next, places[!here]);
+      heads[i].meet_chunk(now, places[here], places[!here]);
+    }
+  }
+}
 
 }  // namespace lanewise::LANEWISE_TARGET

@@ -529,13 +529,14 @@ void key_gradients(const AttentionBackwardParams& b, int threads) {
                       {.row = dims, .column = 2 * dims + p.dim, .score_panels = 2}, 1);
   auto* state = static_cast<int64_t*>(
       scratch(Scratch::state, (p.batch + 1 + Turns::size(p, blocking.rows)) * sizeof(int64_t)));
-  const Units units(p, state, [&](const Sequence& s) { return blocking.units(s.keys); });
+  const Units units(p, state,
+                    [&](const Sequence& s) { return blocking.units(s.keys) * p.kv_heads; });
   const Turns turns(p, blocking.rows, state + p.batch + 1);
-  // In the order of keys: who waits for a turn waits for a unit that was begun before, and long
-  // before where there are many heads.
+  // The first units of all heads come first: who waits for a turn waits for a unit that was begun
+  // before, and long before where there are many heads.
   parallel_tasks(units.size(), threads, [&](int64_t task) {
-    units.at_by_unit(task, [&](const Sequence& s, int64_t head, int64_t unit) {
-      KeyGradients<T>(b, blocking, turns, s, head, unit).run();
+    units.at(task, [&](const Sequence& s, int64_t i) {
+      KeyGradients<T>(b, blocking, turns, s, i % p.kv_heads, i / p.kv_heads).run();
     });
   });
 }

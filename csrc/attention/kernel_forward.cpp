@@ -1,6 +1,8 @@
 // Cuts the work of all sequences into units, has each done by the kernel that suits it, and joins
 // what was cut along the keys. How it is cut depends on the shapes alone, not on the threads, where
 // that could show in the sums.
+#include <new>
+
 #include "attention/decode.h"
 #include "attention/kernel.h"
 #include "attention/prefill.h"
@@ -13,7 +15,7 @@ namespace {
 constexpr int64_t kFewColumns = 128;
 // So many pieces let a large machine share one sequence and bound the memory for their sums;
 // shorter ones than these are not worth joining.
-constexpr int64_t kMostPieces = 256, kShortestDecode = 512, kShortestPrefill = 2048;
+constexpr int64_t kMostPieces = 256, kShortestDecode = 256, kShortestPrefill = 2048;
 
 class Plan {
  public:
@@ -38,7 +40,15 @@ class Plan {
     return decodes(s) ? columns(s) > 0 : blocking.units(columns(s));
   }
   int64_t keys_per_piece(const Sequence& s) const {
-    return decodes(s) ? piece_keys : larger(piece_keys, kShortestPrefill);
+    return larger(piece_keys, decodes(s) ? kShortestDecode : kShortestPrefill);
+  }
+  // Key heads that one unit decodes: neighbours in memory, if they are.
+  int64_t heads_together() const {
+    return p.k_strides.head < p.k_strides.token ? smaller(p.kv_heads, kMostHeadsTogether) : 1;
+  }
+  int64_t bunches() const { return ceil_div(p.kv_heads, heads_together()); }
+  int64_t units(const Sequence& s) const {
+    return pieces(s) * (decodes(s) ? bunches() * column_units(s) : p.kv_heads * column_units(s));
   }
   int64_t pieces(const Sequence& s) const {
     if (columns(s) > kFewColumns) return 1;
@@ -63,7 +73,7 @@ class Plan {
       const Sequence s(p, b);
       if (columns(s) <= kFewColumns) total += s.keys * p.kv_heads;
     }
-    return larger(kShortestDecode, ceil_div(total, kMostPieces));
+    return ceil_div(total, kMostPieces);
   }
 };
 
@@ -74,7 +84,7 @@ class Forward {
       : p(params),
         plan(p),
         state(static_cast<int64_t*>(scratch(Scratch::state, state_size() * sizeof(int64_t)))),
-        units(p, state, [&](const Sequence& s) { return plan.column_units(s) * plan.pieces(s); }),
+        units(p, state, [&](const Sequence& s) { return plan.units(s); }),
         room(state + p.batch + 1),
         done(room + p.batch + 1) {
     room[0] = 0;
@@ -86,8 +96,8 @@ class Forward {
 
   void run() {
     parallel_tasks(units.size(), plan.threads, [&](int64_t task) {
-      units.at(task, [&](const Sequence& s, int64_t head, int64_t unit) {
-        run_unit(QueryStack(p, s, head), unit);
+      units.at(task, [&](const Sequence& s, int64_t unit) {
+        plan.decodes(s) ? decode(s, unit) : prefill(s, unit);
       });
     });
   }
@@ -95,33 +105,68 @@ class Forward {
  private:
   int64_t state_size() const { return 2 * (p.batch + 1) + p.batch * p.kv_heads; }
 
-  void run_unit(const QueryStack& stack, int64_t unit) {
-    const Sequence& s = stack.sequence;
-    const int64_t pieces = plan.pieces(s), size = plan.keys_per_piece(s), piece = unit % pieces;
-    const int64_t columns = stack.size(), column_units = plan.column_units(s);
+  Range keys_of(const Sequence& s, int64_t piece) const {
+    const int64_t size = plan.keys_per_piece(s);
+    if (plan.pieces(s) == 1) return {0, s.keys};
+    return {piece * size, smaller((piece + 1) * size, s.keys)};
+  }
+
+  // All units of a head come one after the other: panels of queries meet its keys while these are
+  // in a cache.
+  void prefill(const Sequence& s, int64_t unit) {
+    const int64_t pieces = plan.pieces(s), column_units = plan.column_units(s);
+    const int64_t head_units = pieces * column_units, piece = unit % pieces;
+    const QueryStack stack(p, s, unit / head_units);
     // A causal unit's work grows with its queries: the last ones first.
-    const int64_t n0 = (column_units - 1 - unit / pieces) * plan.blocking.columns;
-    if (pieces == 1 && !plan.decodes(s))
-      return Prefill<T>(plan.blocking, stack, n0, {0, s.keys}).run(nullptr);
-    if (pieces == 1) {
-      const int64_t floats = Partials::floats(columns, p.value_dim, 1);
-      const Partials alone(static_cast<float*>(scratch(Scratch::tile, floats * sizeof(float))),
-                           columns, p.value_dim);
-      Decode<T>(stack, {0, s.keys}).run(alone[0]);
-      return alone.join<T>(stack, 1);
+    const int64_t n0 = (column_units - 1 - unit % head_units / pieces) * plan.blocking.columns;
+    Prefill<T> work(plan.blocking, stack, n0, keys_of(s, piece));
+    if (pieces == 1) return work.run(nullptr);
+    const Partials partials_of_head = partials_at(stack);
+    const Partial partial = partials_of_head[piece];
+    work.run(&partial);
+    left(stack, partials_of_head, head_units);
+  }
+
+  // The heads of a piece of keys come one after the other, since these may lie in the same pages.
+  void decode(const Sequence& s, int64_t unit) {
+    const int64_t bunches = plan.bunches(), bunch = unit % bunches, piece = unit / bunches;
+    const int64_t pieces = plan.pieces(s), columns = plan.columns(s);
+    const int64_t first = p.kv_heads * bunch / bunches;
+    const int count = static_cast<int>(p.kv_heads * (bunch + 1) / bunches - first);
+    const int64_t own = Decode<T>::floats(p, columns);
+    const int64_t alone = pieces == 1 ? Partials::floats(columns, p.value_dim, 1) : 0;
+    auto* memory =
+        static_cast<float*>(scratch(Scratch::panels, count * (own + alone) * sizeof(float)));
+    alignas(Decode<T>) char objects[kMostHeadsTogether * sizeof(Decode<T>)];
+    auto* heads = reinterpret_cast<Decode<T>*>(objects);
+    for (int i = 0; i < count; ++i)
+      new (heads + i) Decode<T>(QueryStack(p, s, first + i), keys_of(s, piece), memory + i * own);
+    decode_together(heads, count);
+    for (int i = 0; i < count; ++i) {
+      const QueryStack stack(p, s, first + i);
+      if (pieces == 1) {
+        const Partials only(memory + count * own + i * alone, columns, p.value_dim);
+        heads[i].leave(only[0]);
+        only.join<T>(stack, 1);
+      } else {
+        const Partials partials_of_head = partials_at(stack);
+        heads[i].leave(partials_of_head[piece]);
+        left(stack, partials_of_head, pieces);
+      }
     }
-    const Partials all(partials + room[s.batch] + stack.kv_head * plan.partial_floats(s), columns,
-                       p.value_dim);
-    const Range keys = {piece * size, smaller((piece + 1) * size, s.keys)};
-    if (plan.decodes(s)) {
-      Decode<T>(stack, keys).run(all[piece]);
-    } else {
-      const Partial partial = all[piece];
-      Prefill<T>(plan.blocking, stack, n0, keys).run(&partial);
-    }
-    int64_t& count = done[s.batch * p.kv_heads + stack.kv_head];
-    if (__atomic_add_fetch(&count, 1, __ATOMIC_ACQ_REL) == column_units * pieces)
-      all.join<T>(stack, pieces);
+  }
+
+  Partials partials_at(const QueryStack& stack) const {
+    const Sequence& s = stack.sequence;
+    return {partials + room[s.batch] + stack.kv_head * plan.partial_floats(s), stack.size(),
+            p.value_dim};
+  }
+
+  // Whoever leaves the last of a head's partial sums joins them.
+  void left(const QueryStack& stack, const Partials& sums, int64_t units_of_head) {
+    int64_t& count = done[stack.sequence.batch * p.kv_heads + stack.kv_head];
+    if (__atomic_add_fetch(&count, 1, __ATOMIC_ACQ_REL) == units_of_head)
+      sums.join<T>(stack, plan.pieces(stack.sequence));
   }
 
   const AttentionParams& p;

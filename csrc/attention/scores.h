@@ -11,6 +11,8 @@
 namespace lanewise::LANEWISE_TARGET {
 
 inline constexpr float kLog2E = 0x1.715476p0f, kLn2 = 0x1.62e430p-1f;
+inline constexpr float kLn2Rest = -0x1.05c61p-29f;  // ln 2 less that
+
 inline constexpr float kLargest = 0x1.fffffep127f;
 
 struct Range {

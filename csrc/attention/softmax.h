@@ -104,9 +104,12 @@ struct Softmax {
       const f32v scale = select(total == __builtin_inff(), broadcast(__builtin_nanf("")),
                                 load(factor + v) / total);
       store(factor + v, select(nothing, broadcast(0.0f), scale));
-      // A score that the largest number bounds stands for that number itself.
-      const f32v peak = select(abs(top) == kLargest, top, top * kLn2);
-      const f32v known = select(total == total, peak + log_positive(total), total);
+      // One rounding where there is FMA: what the gradients' weights are made from must be good. A
+      // score that the largest number bounds stands for that number itself.
+      const f32v rest = log_positive(total);
+      const f32v natural = top * kLn2 + (top * kLn2Rest + rest);
+      const f32v sum_of_logs = select(abs(top) == kLargest, top, natural);
+      const f32v known = select(total == total, sum_of_logs, total);
       const f32v log = select(total == __builtin_inff(), total, known);
       store(lse + v, select(nothing, broadcast(-__builtin_inff()), log));
     }
