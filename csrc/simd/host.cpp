@@ -19,9 +19,11 @@ namespace {
 Function function_of(const std::string& name) {
   if (name == "identity") return Function::identity;
   if (name == "exp") return Function::exp;
+  if (name == "exp2") return Function::exp2;
   if (name == "tanh") return Function::tanh;
   if (name == "erf") return Function::erf;
-  throw std::invalid_argument("function must be identity, exp, tanh or erf, got '" + name + "'");
+  throw std::invalid_argument("function must be identity, exp, exp2, tanh or erf, got '" + name +
+                              "'");
 }
 
 void elementary(const std::string& target, const std::string& function, py::array x,
@@ -125,6 +127,8 @@ py::dict sweep_function(const std::string& name, uint32_t first, uint32_t last, 
     };
     if (function == Function::exp)
       run([](double x) { return std::exp(x); });
+    else if (function == Function::exp2)
+      run([](double x) { return std::exp2(x); });
     else if (function == Function::tanh)
       run([](double x) { return std::tanh(x); });
     else if (function == Function::erf)
@@ -205,7 +209,8 @@ py::dict sweep_narrow(const std::string& dtype, int threads) {
 void bind_simd(py::module_& m) {
   m.def("elementary", elementary, py::arg("target"), py::arg("function"), py::arg("x"),
         py::arg("out"),
-        "out[i] = function(x[i]), function one of identity, exp, tanh and erf; the dtypes of x and "
+        "out[i] = function(x[i]), function one of identity, exp, exp2, tanh and erf; the dtypes of "
+        "x and "
         "out may differ.");
   m.def("sweep", sweep_function, py::arg("function"), py::arg("first") = 0u,
         py::arg("last") = 0x7fffffffu, py::arg("step") = 1u, py::arg("flush") = 0.0,

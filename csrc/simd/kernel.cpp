@@ -30,6 +30,8 @@ void elementary(const ElementaryParams& p) {
       return map(p, [](f32v x) { return x; });
     case Function::exp:
       return map(p, [](f32v x) { return exp(x); });
+    case Function::exp2:
+      return map(p, [](f32v x) { return exp2(x); });
     case Function::tanh:
       return map(p, [](f32v x) { return tanh(x); });
     case Function::erf:

@@ -7,7 +7,7 @@
 
 namespace lanewise {
 
-enum class Function : int { identity, exp, tanh, erf };
+enum class Function : int { identity, exp, exp2, tanh, erf };
 
 // out[i] = function(x[i]), computed in float32, for contiguous arrays.
 struct ElementaryParams {

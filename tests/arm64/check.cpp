@@ -144,6 +144,7 @@ void check_elementary(const Table& t, DType type, const std::string& name) {
     double (*reference)(double);
   } cases[] = {{Function::identity, [](double x) { return x; }},
                {Function::exp, [](double x) { return std::exp(x); }},
+               {Function::exp2, [](double x) { return std::exp2(x); }},
                {Function::tanh, [](double x) { return std::tanh(x); }},
                {Function::erf, [](double x) { return std::erf(x); }}};
   for (const auto& c : cases)
