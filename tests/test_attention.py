@@ -195,6 +195,41 @@ def test_nan_beats_an_infinite_score_in_any_order(gap: int) -> None:
     assert lse.isnan().all()
 
 
+@pytest.mark.parametrize("run", [1, 2, 4, 8, 16])
+def test_a_nan_query_leaves_the_infinite_score_of_another_alone(run: int) -> None:
+    q, k, v = randn((1, 1, 64, 4)), randn((1, 1, 30, 4), seed=1), randn((1, 1, 30, 4), seed=2)
+    poisoned = torch.arange(64) // run % 2 == 1
+    q[0, 0, poisoned] = math.nan
+    bias = torch.zeros(64, 30)
+    bias[~poisoned, 11] = math.inf
+    out, lse = lanewise.attention(q, k, v, bias)
+    assert out.isnan().all()
+    assert (lse[0, 0, ~poisoned] == math.inf).all()
+    assert lse[0, 0, poisoned].isnan().all()
+
+
+@pytest.mark.parametrize("queries", [1, 40])
+def test_numbers_near_the_largest(queries: int) -> None:
+    """People mask with them; they are not infinity, whatever the scores are multiplied by."""
+    q, k, v = randn((1, 2, queries, 8)), randn((1, 2, 30, 8), seed=1), randn((1, 2, 30, 8), seed=2)
+    largest = torch.finfo(torch.float32).max
+    out, lse = lanewise.attention(q, k, v, torch.tensor(-largest))
+    torch.testing.assert_close(out, v.mean(2, keepdim=True).expand_as(out))
+    assert (lse == -largest).all()
+    out, lse = lanewise.attention(q, k, v, sinks=torch.full((2,), largest))
+    assert (out == 0).all()
+    assert (lse == largest).all()
+    out, _ = lanewise.attention(q, k, v, softcap=1e30)
+    torch.testing.assert_close(out, lanewise.attention(q, k, v)[0])
+
+
+@pytest.mark.parametrize("options", [{"scale": 3e38}, {"scale": 1e9, "softcap": 1e-30}])
+def test_a_scale_that_float32_cannot_hold(options: dict[str, float]) -> None:
+    q = randn((1, 1, 3, 8))
+    with pytest.raises(RuntimeError, match="attention: scale is too large for float32, got"):
+        lanewise.attention(q, q, q, **options)
+
+
 @pytest.mark.parametrize("bias", [0.0, 100.0])
 def test_infinite_sink(bias: float) -> None:
     q, k, v = randn((1, 2, 3, 4)), randn((1, 2, 30, 4), seed=1), randn((1, 2, 30, 4), seed=2)

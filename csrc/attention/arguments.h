@@ -166,8 +166,8 @@ inline void describe_options(const char* op, AttentionOptions& o, int64_t querie
   require_finite(op, "softcap", o.softcap);
   require(o.softcap >= 0, op, "softcap must not be negative, got ", o.softcap);
   // It is used in float32, and so is its inverse.
-  require(o.softcap == 0 || (o.softcap >= 1e-30 && o.softcap <= 3.4e38), op,
-          "softcap must be 0 or between 1e-30 and 3.4e38, got ", o.softcap);
+  require(o.softcap == 0 || (o.softcap >= 1e-30 && o.softcap <= 1e30), op,
+          "softcap must be 0 or between 1e-30 and 1e30, got ", o.softcap);
   if (o.scale) require_finite(op, "scale", *o.scale);
 
   // A window as wide as all positions is none; so no sum with it can overflow.
@@ -176,6 +176,10 @@ inline void describe_options(const char* op, AttentionOptions& o, int64_t querie
   p.window_right = o.causal ? 0 : bounded(o.window_right);
   p.softcap = static_cast<float>(o.softcap);
   p.scale = static_cast<float>(o.scale.value_or(1 / std::sqrt(static_cast<double>(p.dim))));
+  // The factor of the products (scores.h).
+  const double factor = p.softcap != 0 ? p.scale / o.softcap : p.scale * 1.4426950408889634;
+  require(std::isfinite(static_cast<float>(factor)), op, "scale is too large for float32, got ",
+          p.scale);
   if (o.bias) describe_bias(op, *o.bias, queries, keys, p);
   if (o.sinks) describe_sinks(op, o, p);
   if (o.slopes) describe_slopes(op, *o.slopes, p);

@@ -149,13 +149,18 @@ inline void gather_bias(const T* data, int64_t row_stride, const Columns& c, Ran
     }
 }
 
-// A masked score is −inf whatever it was, NaN included; an additive bias is added. One near the
-// largest number, with which people mask too, must not become −inf.
+// A natural number in the units of scores. One near the largest, with which people mask too, must
+// not become −inf.
+LANEWISE_INLINE f32v in_base_2(f32v x) {
+  const f32v bounded = max(broadcast(-kLargest), min(broadcast(kLargest), x * kLog2E));
+  return abs(x) == __builtin_inff() ? x : bounded;
+}
+
+// A masked score is −inf whatever it was, NaN included; an additive bias is added.
 template <bool BOOLEAN>
 LANEWISE_INLINE f32v with_bias(f32v score, f32v bias) {
   if constexpr (BOOLEAN) return bias == 0.0f ? score : bias;
-  const f32v bounded = max(broadcast(-kLargest), min(broadcast(kLargest), bias * kLog2E));
-  return score + (abs(bias) == __builtin_inff() ? bias : bounded);
+  return score + in_base_2(bias);
 }
 
 template <class T>

@@ -47,7 +47,9 @@ struct Softmax {
     bool infinite = false;
     for (int v = 0; v < kPanelVectors; ++v) {
       rescale(v * kLanes, top[v]);
-      infinite |= lanewise::LANEWISE_TARGET::max(top[v]) == __builtin_inff();
+      // (As a number: among the maxima themselves a NaN could hide it.)
+      const f32v is_infinite = select(top[v] == __builtin_inff(), broadcast(1.0f), broadcast(0.0f));
+      infinite |= lanewise::LANEWISE_TARGET::max(is_infinite) > 0.0f;
     }
     if (infinite)
       weigh<true>(scores, rows);
@@ -86,7 +88,7 @@ struct Softmax {
   // column that met nothing stays so.
   void add_sink(const float* sink) {
     for (int v = 0; v < kPanelCols; v += kLanes) {
-      const f32v score = load(sink + v) * kLog2E, met = load(sum + v);
+      const f32v score = in_base_2(load(sink + v)), met = load(sum + v);
       rescale(v, lanewise::LANEWISE_TARGET::max(load(max + v), score));
       const f32v total = load(sum + v) + weight<true>(score, pivot(load(max + v)));
       store(sum + v, select(met == 0.0f, met, total));

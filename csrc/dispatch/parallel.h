@@ -31,11 +31,15 @@ inline void barrier() {
 // Waits for another thread of the region to bring *number to `least`. It must be at work on it
 // already, or this would wait for ever.
 inline void wait_until(const int64_t* number, int64_t least) {
-  for (int spins = 0; __atomic_load_n(number, __ATOMIC_ACQUIRE) < least; ++spins) {
+  int patience = 1000;
+  while (__atomic_load_n(number, __ATOMIC_ACQUIRE) < least) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #endif
-    if (spins > 1000) sched_yield();  // there may be more threads than cores
+    if (patience == 0)
+      sched_yield();  // there may be more threads than cores
+    else
+      --patience;
   }
 }
 

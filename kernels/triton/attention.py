@@ -493,9 +493,9 @@ def _check_options(window_left: int, window_right: int, softcap: float, scale: f
     check.require_finite(op, "softcap", softcap)
     check.require(softcap >= 0, op, f"softcap must not be negative, got {softcap:g}")
     check.require(
-        softcap == 0 or 1e-30 <= softcap <= 3.4e38,
+        softcap == 0 or 1e-30 <= softcap <= 1e30,
         op,
-        f"softcap must be 0 or between 1e-30 and 3.4e38, got {softcap:g}",
+        f"softcap must be 0 or between 1e-30 and 1e30, got {softcap:g}",
     )
     check.require_finite(op, "scale", scale)
 
