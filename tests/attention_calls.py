@@ -41,8 +41,8 @@ class Call:
         }
         return f"Call({self.op}, {tensors}, {self.options})"
 
-    def __call__(self, op: Any, **more: Any) -> Any:
-        return op(**{**self.tensors, **more}, **self.options)
+    def __call__(self, op: Any, *first: Any, **more: Any) -> Any:
+        return op(*first, **{**self.tensors, **more}, **self.options)
 
     def ours(self) -> tuple[Tensor, Tensor]:
         return self(getattr(lanewise, self.op))
