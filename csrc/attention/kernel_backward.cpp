@@ -28,18 +28,19 @@ LANEWISE_INLINE Log2 in_base_2(float lse) {
   return {high, __builtin_isinf(high) ? 0.0f : __builtin_fmaf(lse, kLog2E, -high)};
 }
 
-// scores become P, products (dO·Vᵀ, times `factor`) become dS times it.
+// scores become P, products (dO·Vᵀ) become dS times `factor`, which comes last: before it, what
+// cancels in dO·Vᵀ − δ must not be rounded.
 LANEWISE_INLINE void score_gradients(float* scores, float* products, int64_t rows, const float* lse,
                                      const float* delta, float factor) {
   for (int64_t r = 0; r < rows; ++r) {
     const Log2 log = in_base_2(lse[r]);
     const f32v high = broadcast(log.high), low = broadcast(log.low);
-    const f32v d = broadcast(delta[r] * factor);
+    const f32v d = broadcast(delta[r]);
     for (int v = 0; v < kPanelVectors; ++v) {
       const int64_t at = r * kPanelCols + v * kLanes;
       const f32v weight = exp2(load(scores + at) - high - low);
       store(scores + at, weight);
-      store(products + at, weight * (load(products + at) - d));
+      store(products + at, weight * (load(products + at) - d) * factor);
     }
   }
 }
@@ -118,7 +119,7 @@ struct QueryRows {
   const AttentionParams& p;
   const ScoreOptions options;
   const float factor;  // of dS
-  float scale[kPanelCols], product_factor[kPanelCols];
+  float scale[kPanelCols];
   float *q_buffer, *grad_buffer, *scores, *products, *derivative, *bias;
   int64_t stats;
   Range block;
@@ -127,7 +128,6 @@ struct QueryRows {
   QueryRows(const AttentionBackwardParams& params, float f)
       : b(params), p(b.forward), options(key_options(p)), factor(f) {
     fill(scale, kPanelCols, product_scale(p.scale, p.softcap));
-    fill(product_factor, kPanelCols, factor);
   }
 
   void load_block(const Sequence& s, int64_t head, Range rows, bool reused) {
@@ -158,7 +158,7 @@ struct QueryRows {
     const int64_t skip = rows.begin - block.begin;
     meet(queries.from(skip), rows.size(), p.dim, k, scale, scores);
     apply_options(options, columns, rows, scores, derivative, bias);
-    meet(gradients.from(skip), rows.size(), p.value_dim, v, product_factor, products);
+    meet(gradients.from(skip), rows.size(), p.value_dim, v, nullptr, products);
     score_gradients(scores, products, rows.size(), p.lse + stats + rows.begin,
                     b.delta + stats + rows.begin, factor);
   }
