@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -54,8 +55,35 @@ def randomize(module: nn.Module) -> nn.Module:
 # --- the same computations in plain torch, at any dtype ------------------------------------------
 
 
+def sdpa(
+    dtype: torch.dtype,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    sinks: Tensor | None,
+    *,
+    causal: bool,
+    scale: float | None,
+    **others: float,
+) -> tuple[Tensor, None]:
+    """torch's own op, whose gradient also starts from the log-sum-exp; as far as it has options."""
+    plain = mask is None and sinks is None
+    if not plain or others != {"window_left": -1, "window_right": -1, "softcap": 0.0}:
+        return reference.attention_in(
+            dtype, q, k, v, mask, sinks, causal=causal, scale=scale, **others
+        )
+    grouped = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=grouped)
+    return out, None
+
+
 def plain_attention(
-    module: Attention, x: Tensor, dtype: torch.dtype, mask: Tensor | None = None
+    module: Attention,
+    x: Tensor,
+    dtype: torch.dtype,
+    mask: Tensor | None = None,
+    attention: Callable[..., tuple] = reference.attention_in,
 ) -> Tensor:
     weights = {name: value.to(dtype) for name, value in module.named_parameters()}
 
@@ -73,7 +101,7 @@ def plain_attention(
         k = F.rms_norm(k, k.shape[-1:], weights["k_norm.weight"], module.k_norm.eps)
     if module.rotary is not None:
         q, k = (plain_rotation(module.rotary, t) for t in (q, k))
-    out, _ = reference.attention_in(
+    out, _ = attention(
         dtype,
         q,
         k,
@@ -113,7 +141,12 @@ def plain_mlp(module: MLP, x: Tensor, dtype: torch.dtype) -> Tensor:
     return linear("down_proj", activation(linear("gate_proj", x)) * linear("up_proj", x))
 
 
-def plain_layer(layer: TransformerLayer, x: Tensor, dtype: torch.dtype) -> Tensor:
+def plain_layer(
+    layer: TransformerLayer,
+    x: Tensor,
+    dtype: torch.dtype,
+    attention: Callable[..., tuple] = reference.attention_in,
+) -> Tensor:
     def norm(module: LayerNorm | RMSNorm, x: Tensor) -> Tensor:
         weight = module.weight.to(dtype)
         if isinstance(module, RMSNorm):
@@ -121,7 +154,7 @@ def plain_layer(layer: TransformerLayer, x: Tensor, dtype: torch.dtype) -> Tenso
         return F.layer_norm(x, x.shape[-1:], weight, module.bias.to(dtype), module.eps)
 
     def attend(x: Tensor) -> Tensor:
-        return plain_attention(layer.attention, x, dtype)
+        return plain_attention(layer.attention, x, dtype, attention=attention)
 
     def feed(x: Tensor) -> Tensor:
         return plain_mlp(layer.mlp, x, dtype)
@@ -450,7 +483,8 @@ def test_gradients_reach_every_parameter(kind: str) -> None:
         exact, peer = (
             plain_gradients(layer, x, direction, dtype) for dtype in (torch.float64, torch.float32)
         )
-        draws.append((ours, exact, peer))
+        own = plain_gradients(layer, x, direction, torch.float32, sdpa)
+        draws.append((ours, exact, peer, own))
     for name, gradient in draws[0][0].items():
         assert gradient is not None, name
         sides = zip(*draws, strict=True)
@@ -458,12 +492,16 @@ def test_gradients_reach_every_parameter(kind: str) -> None:
 
 
 def plain_gradients(
-    layer: TransformerLayer, x: Tensor, direction: Tensor, dtype: torch.dtype
+    layer: TransformerLayer,
+    x: Tensor,
+    direction: Tensor,
+    dtype: torch.dtype,
+    attention: Callable[..., tuple] = reference.attention_in,
 ) -> dict[str, Tensor]:
     """The gradients of the same function in plain torch, computed in ``dtype``."""
     other = copy.deepcopy(layer).to(dtype)
     start = x.detach().to(dtype).requires_grad_()
-    (plain_layer(other, start, dtype) * direction.to(dtype)).sum().backward()
+    (plain_layer(other, start, dtype, attention) * direction.to(dtype)).sum().backward()
     return {"x": start.grad, **{name: leaf.grad for name, leaf in other.named_parameters()}}
 
 

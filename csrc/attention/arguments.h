@@ -175,7 +175,7 @@ inline void describe_options(const char* op, AttentionOptions& o, int64_t querie
   p.window_left = bounded(o.window_left);
   p.window_right = o.causal ? 0 : bounded(o.window_right);
   p.softcap = static_cast<float>(o.softcap);
-  p.scale = static_cast<float>(o.scale.value_or(1 / std::sqrt(static_cast<double>(p.dim))));
+  p.scale = o.scale.value_or(1 / std::sqrt(static_cast<double>(p.dim)));
   // The factor of the products (scores.h).
   const double factor = p.softcap != 0 ? p.scale / o.softcap : p.scale * 1.4426950408889634;
   require(std::isfinite(static_cast<float>(factor)), op, "scale is too large for float32, got ",

@@ -46,7 +46,7 @@ struct AttentionParams {
   int64_t slopes_batch, slopes_head;                    // strides
   int64_t window_left, window_right;
   float softcap;  // 0: none
-  float scale;
+  double scale;   // so that its product with log2 e is rounded once
   void* out;
   HeadStrides out_strides;
   float* lse;                   // natural log of the sum of exponentials, sink included

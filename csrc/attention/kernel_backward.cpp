@@ -25,7 +25,8 @@ LANEWISE_INLINE Log2 in_base_2(float lse) {
   const float high = lse * kLog2E;
   if (__builtin_isinf(high) && !__builtin_isinf(lse))
     return {__builtin_copysignf(kLargest, high), 0.0f};
-  return {high, __builtin_isinf(high) ? 0.0f : __builtin_fmaf(lse, kLog2E, -high)};
+  if (__builtin_isinf(high)) return {high, 0.0f};
+  return {high, __builtin_fmaf(lse, kLog2E, -high) + lse * kLog2ERest};
 }
 
 // scores become P, products (dO·Vᵀ) become dS times `factor`, which comes last: before it, what
@@ -239,7 +240,7 @@ class KeyGradients {
         begin(unit * bl.columns),
         end(smaller(begin + bl.columns, s.keys)),
         panels(static_cast<int>(ceil_div(end - begin, kPanelCols))),
-        rows(params, p.scale),
+        rows(params, static_cast<float>(p.scale)),
         key_window(query_options(p)) {
     const int64_t scores_size = blocking.rows * kPanelCols;
     const int64_t wide_dim = ceil_div(p.dim, kPanelCols) * kPanelCols;

@@ -13,6 +13,7 @@ namespace lanewise::LANEWISE_TARGET {
 inline constexpr float kLog2E = 0x1.715476p0f, kLn2 = 0x1.62e430p-1f;
 inline constexpr float kLn2Rest = -0x1.05c61p-29f;  // ln 2 less that
 
+inline constexpr float kLog2ERest = 0x1.4ae0p-26f;  // log2 e less that
 inline constexpr float kLargest = 0x1.fffffep127f;
 
 struct Range {
@@ -85,8 +86,9 @@ LANEWISE_INLINE void for_each_vector(float* scores, int64_t rows, F&& f) {
 }
 
 // The factor that products need: to be scores, or what the cap is applied to.
-LANEWISE_INLINE float product_scale(float scale, float softcap) {
-  return softcap != 0.0f ? scale / softcap : scale * kLog2E;
+LANEWISE_INLINE float product_scale(double scale, float softcap) {
+  constexpr double kLog2EExact = 1.4426950408889634;
+  return static_cast<float>(softcap != 0.0f ? scale / softcap : scale * kLog2EExact);
 }
 
 // With `derivative`, also leaves the cap's own derivative 1 − tanh² there.
