@@ -39,9 +39,9 @@ struct Footprint {
 };
 
 // The panels of scores take half of L1 (the rest streams by), a block of rows half of L2, the owned
-// columns a quarter. More rows than 128 would gain no speed and lengthen the chains of sums. Fewer
-// columns where that would leave threads without work.
-// `own`: the columns of the longest sequence; `total`: those of all.
+// columns a quarter. Most rows are 192, whole tiles of six; more would gain no speed and lengthen
+// the chains of sums. Fewer columns where that would leave threads without work. `own`: the columns
+// of the longest sequence; `total`: those of all.
 inline Blocking choose_blocking(int64_t own, int64_t total, const Footprint& f, int threads) {
   constexpr int64_t kFloat = sizeof(float);
   constexpr int64_t kMaxColumns = 128, kMinRows = 16, kMaxRows = 192, kUnitsPerThread = 4;
@@ -140,12 +140,17 @@ inline TokenRows<T> key_rows(const AttentionParams& p, const void* data, const H
   return {head + sequence.batch * s.batch + sequence.first_key * s.token, s.token};
 }
 
+// A head's first query in an array that is laid out as q.
+template <class T>
+LANEWISE_INLINE T* queries_of(T* data, const HeadStrides& s, const Sequence& sequence,
+                              int64_t head) {
+  return head_of(data, s, sequence.batch, head) + sequence.first_query * s.token;
+}
+
 template <class T>
 inline TokenRows<T> query_rows(const void* data, const HeadStrides& s, const Sequence& sequence,
                                int64_t head) {
-  return {head_of(static_cast<const T*>(data), s, sequence.batch, head) +
-              sequence.first_query * s.token,
-          s.token};
+  return {queries_of(static_cast<const T*>(data), s, sequence, head), s.token};
 }
 
 // Tokens begin … end of a head as float32. In place where they lie side by side already or where a
@@ -169,6 +174,11 @@ inline Tokens as_float32(const TokenRows<T>& from, Range tokens, int64_t dim, bo
 // Offset of the statistics of a head's first query.
 LANEWISE_INLINE int64_t stats_of(const AttentionParams& p, const Sequence& s, int64_t head) {
   return s.batch * p.lse_batch + head * p.lse_head + s.first_query;
+}
+
+// ALiBi's slope in the units of scores.
+LANEWISE_INLINE float slope_of(const AttentionParams& p, int64_t batch, int64_t head) {
+  return p.slopes ? kLog2E * p.slopes[batch * p.slopes_batch + head * p.slopes_head] : 0.0f;
 }
 
 // The units of work of all sequences, numbered through.
@@ -219,8 +229,7 @@ struct QueryStack {
   template <class T>
   void rows(T* data, const HeadStrides& s, int64_t n0, int count, T** to) const {
     for (int c = 0; c < count; ++c)
-      to[c] = head_of(data, s, sequence.batch, head(n0 + c)) +
-              (sequence.first_query + query(n0 + c)) * s.token;
+      to[c] = queries_of(data, s, sequence, head(n0 + c)) + query(n0 + c) * s.token;
   }
 
   // sink[c]: that of column n0 + c, −inf where there is none.
@@ -233,8 +242,7 @@ struct QueryStack {
     columns.fill(count, [&](int c) {
       const int64_t n = n0 + c, batch = sequence.batch;
       columns.position[c] = position(n);
-      columns.slope[c] =
-          p.slopes ? kLog2E * p.slopes[batch * p.slopes_batch + head(n) * p.slopes_head] : 0.0f;
+      columns.slope[c] = slope_of(p, batch, head(n));
       columns.bias[c] = batch * p.bias_batch + head(n) * p.bias_head + query(n) * p.bias_query;
     });
   }

@@ -36,6 +36,8 @@ inline constexpr int kFold = kLanes == 16 ? 48 : 24;
 // Elements are read two vectors at a time. A pair of bfloat16 widens without crossing lanes: even
 // elements come first then, odd ones second, in rows of q and sums of v alike.
 inline constexpr int kTwin = 2 * kLanes;
+template <int N>
+using Half = std::integral_constant<int, N>;
 
 // As widen_odd, but for the mask, which would take one of 16 registers: the twelfth accumulator's.
 LANEWISE_INLINE f32v widen_odd_from_memory(pairs v) {
@@ -125,7 +127,7 @@ inline void dot_lines(const float* q, int64_t ldq, const T* const* keys, int64_t
   f32v acc[ROWS][LINES] = {};
   const T* k[LINES];
   for (int l = 0; l < LINES; ++l) k[l] = keys[l];
-  const auto half = [&]<int HALF>(Rows<HALF>, int64_t d, const T* const* from) LANEWISE_LAMBDA {
+  const auto half = [&]<int HALF>(Half<HALF>, int64_t d, const T* const* from) LANEWISE_LAMBDA {
     if constexpr (ROWS > LINES) {
       f32v kv[LINES];
 #pragma GCC unroll 8
@@ -150,8 +152,8 @@ inline void dot_lines(const float* q, int64_t ldq, const T* const* keys, int64_t
   };
   int64_t d = 0;
   for (; d + kTwin <= dim; d += kTwin, q += kTwin) {
-    half(Rows<0>{}, d, k);
-    half(Rows<1>{}, d, k);
+    half(Half<0>{}, d, k);
+    half(Half<1>{}, d, k);
   }
   if (d < dim) {
     T rest[LINES][kTwin];
@@ -160,8 +162,8 @@ inline void dot_lines(const float* q, int64_t ldq, const T* const* keys, int64_t
       copy_rest(k[l] + d, dim - d, rest[l]);
       from[l] = rest[l];
     }
-    half(Rows<0>{}, 0, from);
-    half(Rows<1>{}, 0, from);
+    half(Half<0>{}, 0, from);
+    half(Half<1>{}, 0, from);
   }
   for (int r = 0; r < ROWS; ++r)
     for (int l = 0; l < LINES; ++l) sums[r * ld + l] = acc[r][l];
@@ -363,14 +365,14 @@ class Decode {
         const int64_t d = (v - half) * kLanes;
         with_rows<kVectors>(
             static_cast<int>(vectors * (i + 1) / steps - v), [&]<int VECTORS>(Rows<VECTORS>) {
-              const auto sum = [&]<int HALF>(Rows<HALF>) {
+              const auto sum = [&]<int HALF>(Half<HALF>) {
                 sum_values<ROWS, VECTORS, HALF, false>(weights, chunk, values, count, d, 0, factor,
                                                        to + v * kLanes, ldo);
               };
-              if (kPairs && half)
-                sum(Rows<kPairs>{});
+              if constexpr (kPairs)
+                half ? sum(Half<1>{}) : sum(Half<0>{});
               else
-                sum(Rows<0>{});
+                sum(Half<0>{});
             });
       }
       if (rest)
@@ -379,7 +381,8 @@ class Decode {
     });
   }
 
-  static constexpr int kPairs = std::is_same_v<T, bf16>;
+  static constexpr bool kPairs = std::is_same_v<T, bf16>;
+
   const AttentionParams& p;
   const ScoreOptions options;
   const QueryStack stack;

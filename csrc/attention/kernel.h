@@ -12,6 +12,9 @@ struct HeadStrides {
   int64_t batch, head, token;
 };
 
+// Kernels take scores in units of log2 e (scores.h): the factor of the products is scale · log2 e.
+inline constexpr double kLog2EInDouble = 1.4426950408889634;
+
 enum class BiasType : int { none, f32, bf16, f16, boolean };
 
 // A batch of sequences. Their tokens are padded to one length, [batch, head, token, element], or

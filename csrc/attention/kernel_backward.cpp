@@ -55,8 +55,7 @@ LANEWISE_INLINE void uncap(const float* derivative, int64_t rows, float* gradien
 
 LANEWISE_INLINE float* query_sums(const AttentionBackwardParams& b, const Sequence& s,
                                   int64_t head) {
-  return head_of(b.grad_q_sums, b.grad_q_sums_strides, s.batch, head) +
-         s.first_query * b.grad_q_sums_strides.token;
+  return queries_of(b.grad_q_sums, b.grad_q_sums_strides, s, head);
 }
 
 // --- δ -------------------------------------------------------------------------------------------
@@ -83,8 +82,7 @@ void prepare(const AttentionBackwardParams& b, const Sequence& s, int64_t head) 
 template <class T>
 void round_sums(const AttentionBackwardParams& b, const Sequence& s, int64_t head) {
   const float* sums = query_sums(b, s, head);
-  T* to = head_of(static_cast<T*>(b.grad_q), b.grad_q_strides, s.batch, head) +
-          s.first_query * b.grad_q_strides.token;
+  T* to = queries_of(static_cast<T*>(b.grad_q), b.grad_q_strides, s, head);
   for (int64_t query = 0; query < s.queries; ++query)
     convert_row(sums + query * b.grad_q_sums_strides.token, to + query * b.grad_q_strides.token,
                 b.forward.dim);
@@ -107,8 +105,7 @@ void describe_keys(const AttentionParams& p, const Sequence& s, int64_t head, in
   columns.fill(count, [&](int c) {
     const int64_t j = j0 + c, batch = s.batch;
     columns.position[c] = j - (s.keys - s.queries);
-    columns.slope[c] =
-        p.slopes ? kLog2E * p.slopes[batch * p.slopes_batch + head * p.slopes_head] : 0.0f;
+    columns.slope[c] = slope_of(p, batch, head);
     columns.bias[c] = batch * p.bias_batch + head * p.bias_head + j * p.bias_key;
   });
 }

@@ -10,10 +10,12 @@
 
 namespace lanewise::LANEWISE_TARGET {
 
-inline constexpr float kLog2E = 0x1.715476p0f, kLn2 = 0x1.62e430p-1f;
-inline constexpr float kLn2Rest = -0x1.05c61p-29f;  // ln 2 less that
-
-inline constexpr float kLog2ERest = 0x1.4ae0p-26f;  // log2 e less that
+// In two parts each: the nearest float32 and what is left.
+inline constexpr double kLn2InDouble = 0.6931471805599453;
+inline constexpr float kLog2E = static_cast<float>(kLog2EInDouble);
+inline constexpr float kLog2ERest = static_cast<float>(kLog2EInDouble - double{kLog2E});
+inline constexpr float kLn2 = static_cast<float>(kLn2InDouble);
+inline constexpr float kLn2Rest = static_cast<float>(kLn2InDouble - double{kLn2});
 inline constexpr float kLargest = 0x1.fffffep127f;
 
 struct Range {
@@ -87,8 +89,7 @@ LANEWISE_INLINE void for_each_vector(float* scores, int64_t rows, F&& f) {
 
 // The factor that products need: to be scores, or what the cap is applied to.
 LANEWISE_INLINE float product_scale(double scale, float softcap) {
-  constexpr double kLog2EExact = 1.4426950408889634;
-  return static_cast<float>(softcap != 0.0f ? scale / softcap : scale * kLog2EExact);
+  return static_cast<float>(softcap != 0.0f ? scale / softcap : scale * kLog2EInDouble);
 }
 
 // With `derivative`, also leaves the cap's own derivative 1 − tanh² there.

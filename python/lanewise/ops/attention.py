@@ -121,6 +121,19 @@ def _(
     needs_sinks: bool = False,
     **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return fake_gradients(q, k, v, bias, lse, needs_bias, needs_sinks)
+
+
+def fake_gradients(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    lse: Tensor,
+    needs_bias: bool,
+    needs_sinks: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What the backward ops return; q's dimension 1 counts the heads."""
     grad_bias = lse.new_empty(bias.shape if needs_bias and bias is not None else (0,))
     grad_sinks = lse.new_empty((q.shape[1] if needs_sinks else 0,))
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), grad_bias, grad_sinks

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lanewise.ops._library import ops, register_fake, register_no_gradient
+from lanewise.ops.attention_varlen import fake_packed
 
 
 def paged_attention(
@@ -100,10 +100,7 @@ def _(
     alibi_slopes: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    tokens, heads = q.shape[:2]
-    return q.new_empty((tokens, heads, v_cache.shape[3])), q.new_empty(
-        (heads, tokens), dtype=torch.float32
-    )
+    return fake_packed(q, v_cache.shape[3])
 
 
 register_no_gradient("paged_attention")

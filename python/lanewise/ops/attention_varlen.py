@@ -14,6 +14,7 @@ from lanewise.ops._library import (
     register_fake,
     register_no_gradient,
 )
+from lanewise.ops.attention import fake_gradients
 
 
 def attention_varlen(
@@ -100,10 +101,14 @@ def _(
     alibi_slopes: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
+    return fake_packed(q, v.shape[2])
+
+
+def fake_packed(q: Tensor, value_dim: int) -> tuple[Tensor, Tensor]:
+    """What ops over packed queries [Tq, H, D] return."""
     tokens, heads = q.shape[:2]
-    return q.new_empty((tokens, heads, v.shape[2])), q.new_empty(
-        (heads, tokens), dtype=torch.float32
-    )
+    lse = q.new_empty((heads, tokens), dtype=torch.float32)
+    return q.new_empty((tokens, heads, value_dim)), lse
 
 
 @register_fake("attention_varlen_backward")
@@ -125,9 +130,7 @@ def _(
     needs_sinks: bool = False,
     **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grad_bias = lse.new_empty(bias.shape if needs_bias and bias is not None else (0,))
-    grad_sinks = lse.new_empty((q.shape[1] if needs_sinks else 0,))
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), grad_bias, grad_sinks
+    return fake_gradients(q, k, v, bias, lse, needs_bias, needs_sinks)
 
 
 def _setup_context(ctx: Any, inputs: tuple, keyword_only_inputs: dict, output: tuple) -> None:
