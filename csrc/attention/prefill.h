@@ -43,11 +43,7 @@ class Prefill {
     const Range all = rows_met(options, stack.position(begin), stack.position(end - 1), keys);
     const auto k = key_rows<T>(p, p.k, p.k_strides, stack.sequence, stack.kv_head);
     const auto v = key_rows<T>(p, p.v, p.v_strides, stack.sequence, stack.kv_head);
-    // Where keys are few, waiting for them would take as long as their products.
-    const Range first = {all.begin, smaller(all.end, all.begin + kFetched)};
-    fetch(k, first, p.dim);
     for (int i = 0; i < panels; ++i) start(i);
-    fetch(v, first, p.value_dim);
     for (int64_t row = blocking.first(all); row < all.end; row += blocking.rows) {
       const Range block = blocking.block(row, all);
       const bool reused = panels > 1;
@@ -68,16 +64,6 @@ class Prefill {
   }
   float* q_panel(int i) const { return buffers.q + i * kPanelCols * p.dim; }
   float* out_panel(int i) const { return buffers.out + i * kPanelCols * p.value_dim; }
-
-  static constexpr int64_t kFetched = 64;  // keys
-
-  static void fetch(const TokenRows<T>& from, Range tokens, int64_t dim) {
-    for (int64_t t = tokens.begin; t < tokens.end; ++t) {
-      const char* row = reinterpret_cast<const char*>(from.row(t));
-      for (int64_t i = 0; i < dim * static_cast<int64_t>(sizeof(T)); i += 64)
-        __builtin_prefetch(row + i, 0, 2);
-    }
-  }
 
   void start(int i) {
     const int64_t n0 = first_column(i);
