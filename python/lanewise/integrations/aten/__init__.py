@@ -1,0 +1,1 @@
+"""torch's own operators, routed to lanewise's kernels."""

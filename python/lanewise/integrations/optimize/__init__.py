@@ -1,0 +1,1 @@
+"""Replaces the layers of a transformers model by lanewise's, in place."""
