@@ -20,6 +20,7 @@ namespace lanewise {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
 
 template <class... Parts>
 [[noreturn]] inline void fail(const char* op, const Parts&... parts) {

@@ -90,4 +90,18 @@ STABLE_TORCH_LIBRARY(lanewise, m) {
   // rope
   m.def("rope(Tensor x, Tensor cos, Tensor sin, *, bool interleaved=False) -> Tensor");
   m.def("rope_backward(Tensor grad, Tensor cos, Tensor sin, *, bool interleaved) -> Tensor");
+
+  // transformer
+  // A pre-norm decoder layer over a paged cache; weights plain or packed.
+  m.def(
+      "decoder_layer(Tensor x, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor cu_seqlens_q, "
+      "Tensor block_table, Tensor context_lens, Tensor slots, SymInt max_seqlen_q, Tensor qkv, "
+      "Tensor o, Tensor up, Tensor down, Tensor? gate=None, Tensor? qkv_bias=None, "
+      "Tensor? o_bias=None, Tensor? gate_bias=None, Tensor? up_bias=None, Tensor? down_bias=None, "
+      "Tensor? attention_norm=None, Tensor? attention_norm_bias=None, Tensor? mlp_norm=None, "
+      "Tensor? mlp_norm_bias=None, Tensor? attention_post_norm=None, Tensor? mlp_post_norm=None, "
+      "Tensor? q_norm=None, Tensor? k_norm=None, Tensor? cos=None, Tensor? sin=None, "
+      "Tensor? sinks=None, *, str norm=\"rms\", float eps=1e-6, float weight_offset=0.0, "
+      "str activation=\"silu\", bool interleaved=False, SymInt window_left=-1, "
+      "float softcap=0.0, float? scale=None, bool last_only=False) -> Tensor");
 }

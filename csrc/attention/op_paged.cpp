@@ -1,4 +1,4 @@
-#include "attention/arguments.h"
+#include "attention/op.h"
 #include "dispatch/table.h"
 
 namespace lanewise {
@@ -74,17 +74,12 @@ struct Pages {
   }
 };
 
-std::tuple<Tensor, Tensor> paged_attention(const Tensor& q, const Tensor& k_cache,
-                                           const Tensor& v_cache, const Tensor& cu_seqlens_q,
-                                           const Tensor& block_table, const Tensor& context_lens,
-                                           int64_t max_seqlen_q, std::optional<Tensor> bias,
-                                           std::optional<Tensor> sinks,
-                                           std::optional<Tensor> alibi_slopes, bool causal,
-                                           int64_t window_left, int64_t window_right,
-                                           double softcap, std::optional<double> scale) {
-  const char* op = "paged_attention";
-  AttentionOptions options = {bias,        sinks,        alibi_slopes, causal,
-                              window_left, window_right, softcap,      scale};
+}  // namespace
+
+std::tuple<Tensor, Tensor> run_paged_attention(const char* op, const Tensor& q,
+                                               const PagedSequences& sequences,
+                                               AttentionOptions& options) {
+  const auto& [k_cache, v_cache, cu_seqlens_q, block_table, context_lens, max_seqlen_q] = sequences;
   AttentionParams p =
       describe_operands(op, {"q", q, 3, 1}, {"k_cache", k_cache, kCacheRank, kCacheHeads},
                         {"v_cache", v_cache, kCacheRank, kCacheHeads});
@@ -107,6 +102,23 @@ std::tuple<Tensor, Tensor> paged_attention(const Tensor& q, const Tensor& k_cach
   p.lse_head = q.size(0);
   describe_options(op, options, max_seqlen_q, tokens_of(pages.table.size(1), p.block_size), p);
   return run_packed(q, p, table().attention);
+}
+
+namespace {
+
+std::tuple<Tensor, Tensor> paged_attention(const Tensor& q, const Tensor& k_cache,
+                                           const Tensor& v_cache, const Tensor& cu_seqlens_q,
+                                           const Tensor& block_table, const Tensor& context_lens,
+                                           int64_t max_seqlen_q, std::optional<Tensor> bias,
+                                           std::optional<Tensor> sinks,
+                                           std::optional<Tensor> alibi_slopes, bool causal,
+                                           int64_t window_left, int64_t window_right,
+                                           double softcap, std::optional<double> scale) {
+  AttentionOptions options = {bias,        sinks,        alibi_slopes, causal,
+                              window_left, window_right, softcap,      scale};
+  return run_paged_attention(
+      "paged_attention", q,
+      {k_cache, v_cache, cu_seqlens_q, block_table, context_lens, max_seqlen_q}, options);
 }
 
 // --- paged_cache_write ---------------------------------------------------------------------------
@@ -140,9 +152,10 @@ void check_slots(const char* op, const Indices<int64_t>& slots, int64_t tokens, 
             sorted[i].first, " for tokens ", sorted[i - 1].second, " and ", sorted[i].second);
 }
 
-void paged_cache_write(const Tensor& k, const Tensor& v, Tensor k_cache, Tensor v_cache,
-                       const Tensor& slots) {
-  const char* op = "paged_cache_write";
+}  // namespace
+
+void run_cache_write(const char* op, const Tensor& k, const Tensor& v, Tensor& k_cache,
+                     Tensor& v_cache, const Tensor& slots) {
   const struct {
     const char *name, *cache_name;
     const Tensor &tensor, &cache;
@@ -195,6 +208,13 @@ void paged_cache_write(const Tensor& k, const Tensor& v, Tensor k_cache, Tensor 
       .v_cache_strides = cache_strides(v_cache),
       .threads = thread_count(),
   });
+}
+
+namespace {
+
+void paged_cache_write(const Tensor& k, const Tensor& v, Tensor k_cache, Tensor v_cache,
+                       const Tensor& slots) {
+  run_cache_write("paged_cache_write", k, v, k_cache, v_cache, slots);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lanewise, CPU, m) {

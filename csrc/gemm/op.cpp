@@ -1,15 +1,13 @@
+#include "gemm/op.h"
+
 #include <vector>
 
 #include "activation/parse.h"
-#include "check.h"
 #include "dispatch/table.h"
-#include "gemm/packed.h"
 
 namespace lanewise {
 
 namespace {
-
-using MaybeTensor = std::optional<Tensor>;
 
 // A tensor seen as rows of its last dimension. `tensor` keeps a copy alive where the leading
 // dimensions do not step evenly.
@@ -54,13 +52,14 @@ void require_extents(const char* op, const char* arg, const Tensor& t) {
             shape_of(t));
 }
 
-void check_weight(const char* op, const char* arg, const Tensor& w, const Tensor& x) {
+void check_weight(const char* op, const char* arg, const Tensor& w, int64_t in_features,
+                  ScalarType type) {
   require_cpu(op, arg, w);
-  require_dtype(op, arg, w, x.scalar_type());
+  require_dtype(op, arg, w, type);
   require_rank(op, arg, w, 2);
   require_extents(op, arg, w);
-  require(w.size(1) == x.size(x.dim() - 1), op, arg, " has ", w.size(1),
-          " input features, which is not x's ", x.size(x.dim() - 1));
+  require(w.size(1) == in_features, op, arg, " has ", w.size(1),
+          " input features, which is not x's ", in_features);
 }
 
 void check_x(const char* op, const char* arg, const Tensor& x) {
@@ -81,18 +80,6 @@ void require_own_or_float(const char* op, const char* arg, const Tensor& t, Scal
           name_of(t.scalar_type()));
 }
 
-VectorRef bias_ref(const char* op, const char* arg, const MaybeTensor& bias, int64_t n,
-                   ScalarType type) {
-  if (!bias) return {};
-  require_cpu(op, arg, *bias);
-  require_own_or_float(op, arg, *bias, type);
-  require_rank(op, arg, *bias, 1);
-  require(bias->size(0) == n, op, arg, " has ", bias->size(0), " elements, which is not the ", n,
-          " output features");
-  require_unit_stride(op, arg, *bias);
-  return {bias->const_data_ptr(), dtype_of(op, arg, *bias)};
-}
-
 std::vector<int64_t> with_last(const Tensor& x, int64_t n) {
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = n;
@@ -103,13 +90,33 @@ Tensor empty_float(const Tensor& like, std::vector<int64_t> sizes) {
   return torch::stable::new_empty(like, sizes, ScalarType::Float);
 }
 
-// Runs activation(x · right + bias) + residual over a fresh output: of x's dtype, or of the
-// residual's where that is the wider float32, as the sum would be.
-Tensor run_linear(const char* op, const Tensor& x, const RightRef& right, int64_t n,
-                  const MaybeTensor& bias, const MaybeTensor& residual,
-                  const std::string& activation) {
+}  // namespace
+
+WeightRef weight_argument(const char* op, const char* arg, const Tensor& weight,
+                          int64_t in_features, const Tensor& x) {
+  const DType dtype = dtype_of(op, "x", x);
+  if (weight.scalar_type() == ScalarType::Byte)
+    return {unpack_argument(op, arg, weight, in_features, dtype), weight.size(0)};
+  check_weight(op, arg, weight, in_features, x.scalar_type());
+  return {transposed(weight, dtype), weight.size(0)};
+}
+
+VectorRef bias_argument(const char* op, const char* arg, const MaybeTensor& bias, int64_t n,
+                        ScalarType type) {
+  if (!bias) return {};
+  require_cpu(op, arg, *bias);
+  require_own_or_float(op, arg, *bias, type);
+  require_rank(op, arg, *bias, 1);
+  require(bias->size(0) == n, op, arg, " has ", bias->size(0), " elements, which is not the ", n,
+          " output features");
+  require_unit_stride(op, arg, *bias);
+  return {bias->const_data_ptr(), dtype_of(op, arg, *bias)};
+}
+
+Tensor run_linear(const char* op, const Tensor& x, const WeightRef& weight, const VectorRef& bias,
+                  const MaybeTensor& residual, const std::string& activation) {
   const Activation act = parse_activation(op, activation);
-  const VectorRef bias_vector = bias_ref(op, "bias", bias, n, x.scalar_type());
+  const int64_t n = weight.out_features;
   const std::vector<int64_t> sizes = with_last(x, n);
   std::optional<RowsOf> added;
   if (residual) {
@@ -127,8 +134,8 @@ Tensor run_linear(const char* op, const Tensor& x, const RightRef& right, int64_
       .n = n,
       .k = rows.cols,
       .a = rows.ref,
-      .b = right,
-      .bias = bias_vector,
+      .b = weight.right,
+      .bias = bias,
       .activation = act,
       .residual = added && out.numel() ? added->ref : MatrixRef{},
       .out = out.mutable_data_ptr(),
@@ -139,34 +146,13 @@ Tensor run_linear(const char* op, const Tensor& x, const RightRef& right, int64_
   return out;
 }
 
-Tensor linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias,
-              const MaybeTensor& residual, const std::string& activation) {
-  check_x("linear", "x", x);
-  check_weight("linear", "weight", weight, x);
-  const RightRef right = transposed(weight, dtype_of("linear", "weight", weight));
-  return run_linear("linear", x, right, weight.size(0), bias, residual, activation);
-}
-
-Tensor linear_packed(const Tensor& x, const Tensor& weight, const MaybeTensor& bias,
-                     const MaybeTensor& residual, const std::string& activation) {
-  const char* op = "linear_packed";
-  check_x(op, "x", x);
-  const RightRef right =
-      unpack_argument(op, "weight", weight, x.size(x.dim() - 1), dtype_of(op, "x", x));
-  return run_linear(op, x, right, weight.size(0), bias, residual, activation);
-}
-
-// The sums of both products with their biases, float32 of the output's shape.
-struct GatedSums {
-  Tensor gate, up;
-};
-
-Tensor run_gated(const char* op, const Tensor& x, const RightRef& gate, const RightRef& up,
-                 int64_t n, const MaybeTensor& gate_bias, const MaybeTensor& up_bias,
-                 const std::string& activation, const GatedSums* kept = nullptr) {
+Tensor run_gated(const char* op, const Tensor& x, const WeightRef& gate, const WeightRef& up,
+                 const VectorRef& gate_bias, const VectorRef& up_bias,
+                 const std::string& activation, const GatedSums* kept) {
   const Activation act = parse_activation(op, activation);
-  const VectorRef gate_vector = bias_ref(op, "gate_bias", gate_bias, n, x.scalar_type());
-  const VectorRef up_vector = bias_ref(op, "up_bias", up_bias, n, x.scalar_type());
+  const int64_t n = gate.out_features;
+  require(up.out_features == n, op, "up has ", up.out_features,
+          " output features, which is not gate's ", n);
   const RowsOf rows = rows_of(op, "x", x);
   Tensor out = empty_cpu(with_last(x, n), x.scalar_type());
   table().gemm({
@@ -174,11 +160,11 @@ Tensor run_gated(const char* op, const Tensor& x, const RightRef& gate, const Ri
       .n = n,
       .k = rows.cols,
       .a = rows.ref,
-      .b = up,
+      .b = up.right,
       .gated = true,
-      .gate = gate,
-      .bias = up_vector,
-      .gate_bias = gate_vector,
+      .gate = gate.right,
+      .bias = up_bias,
+      .gate_bias = gate_bias,
       .activation = act,
       .kept_gate = kept ? static_cast<float*>(kept->gate.mutable_data_ptr()) : nullptr,
       .kept = kept ? static_cast<float*>(kept->up.mutable_data_ptr()) : nullptr,
@@ -190,6 +176,50 @@ Tensor run_gated(const char* op, const Tensor& x, const RightRef& gate, const Ri
   return out;
 }
 
+namespace {
+
+// The weights of one op are all plain, or all packed.
+WeightRef plain(const char* op, const char* arg, const Tensor& weight, const Tensor& x) {
+  check_weight(op, arg, weight, x.size(x.dim() - 1), x.scalar_type());
+  return {transposed(weight, dtype_of(op, arg, weight)), weight.size(0)};
+}
+
+WeightRef packed(const char* op, const char* arg, const Tensor& weight, const Tensor& x) {
+  const DType dtype = dtype_of(op, "x", x);
+  return {unpack_argument(op, arg, weight, x.size(x.dim() - 1), dtype), weight.size(0)};
+}
+
+Tensor linear_with(const char* op, const Tensor& x, const WeightRef& weight,
+                   const MaybeTensor& bias, const MaybeTensor& residual,
+                   const std::string& activation) {
+  parse_activation(op, activation);
+  const VectorRef vector = bias_argument(op, "bias", bias, weight.out_features, x.scalar_type());
+  return run_linear(op, x, weight, vector, residual, activation);
+}
+
+Tensor linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias,
+              const MaybeTensor& residual, const std::string& activation) {
+  check_x("linear", "x", x);
+  return linear_with("linear", x, plain("linear", "weight", weight, x), bias, residual, activation);
+}
+
+Tensor linear_packed(const Tensor& x, const Tensor& weight, const MaybeTensor& bias,
+                     const MaybeTensor& residual, const std::string& activation) {
+  const char* op = "linear_packed";
+  check_x(op, "x", x);
+  return linear_with(op, x, packed(op, "weight", weight, x), bias, residual, activation);
+}
+
+Tensor gated_with(const char* op, const Tensor& x, const WeightRef& gate, const WeightRef& up,
+                  const MaybeTensor& gate_bias, const MaybeTensor& up_bias,
+                  const std::string& activation, const GatedSums* kept = nullptr) {
+  parse_activation(op, activation);
+  const int64_t n = gate.out_features;
+  const VectorRef gate_vector = bias_argument(op, "gate_bias", gate_bias, n, x.scalar_type());
+  const VectorRef up_vector = bias_argument(op, "up_bias", up_bias, n, x.scalar_type());
+  return run_gated(op, x, gate, up, gate_vector, up_vector, activation, kept);
+}
+
 void check_same_width(const char* op, const Tensor& gate, const Tensor& up) {
   require(gate.size(0) == up.size(0), op, "up has ", up.size(0),
           " output features, which is not gate's ", gate.size(0));
@@ -197,8 +227,8 @@ void check_same_width(const char* op, const Tensor& gate, const Tensor& up) {
 
 void check_gated(const char* op, const Tensor& x, const Tensor& gate, const Tensor& up) {
   check_x(op, "x", x);
-  check_weight(op, "gate", gate, x);
-  check_weight(op, "up", up, x);
+  check_weight(op, "gate", gate, x.size(x.dim() - 1), x.scalar_type());
+  check_weight(op, "up", up, x.size(x.dim() - 1), x.scalar_type());
   check_same_width(op, gate, up);
 }
 
@@ -207,9 +237,8 @@ Tensor gated_linear(const Tensor& x, const Tensor& gate, const Tensor& up,
                     const std::string& activation) {
   const char* op = "gated_linear";
   check_gated(op, x, gate, up);
-  const DType dtype = dtype_of(op, "x", x);
-  return run_gated(op, x, transposed(gate, dtype), transposed(up, dtype), gate.size(0), gate_bias,
-                   up_bias, activation);
+  return gated_with(op, x, plain(op, "gate", gate, x), plain(op, "up", up, x), gate_bias, up_bias,
+                    activation);
 }
 
 std::tuple<Tensor, Tensor, Tensor> gated_linear_for_backward(const Tensor& x, const Tensor& gate,
@@ -219,11 +248,10 @@ std::tuple<Tensor, Tensor, Tensor> gated_linear_for_backward(const Tensor& x, co
                                                              const std::string& activation) {
   const char* op = "gated_linear";  // which it is to whoever made the mistake
   check_gated(op, x, gate, up);
-  const DType dtype = dtype_of(op, "x", x);
   const Sizes sizes = with_last(x, gate.size(0));
   const GatedSums kept = {empty_cpu(sizes, ScalarType::Float), empty_cpu(sizes, ScalarType::Float)};
-  Tensor out = run_gated(op, x, transposed(gate, dtype), transposed(up, dtype), gate.size(0),
-                         gate_bias, up_bias, activation, &kept);
+  Tensor out = gated_with(op, x, plain(op, "gate", gate, x), plain(op, "up", up, x), gate_bias,
+                          up_bias, activation, &kept);
   return {out, kept.gate, kept.up};
 }
 
@@ -232,12 +260,9 @@ Tensor gated_linear_packed(const Tensor& x, const Tensor& gate, const Tensor& up
                            const std::string& activation) {
   const char* op = "gated_linear_packed";
   check_x(op, "x", x);
-  const int64_t k = x.size(x.dim() - 1);
-  const DType dtype = dtype_of(op, "x", x);
-  const RightRef gate_panels = unpack_argument(op, "gate", gate, k, dtype);
-  const RightRef up_panels = unpack_argument(op, "up", up, k, dtype);
+  const WeightRef gate_panels = packed(op, "gate", gate, x), up_panels = packed(op, "up", up, x);
   check_same_width(op, gate, up);
-  return run_gated(op, x, gate_panels, up_panels, gate.size(0), gate_bias, up_bias, activation);
+  return gated_with(op, x, gate_panels, up_panels, gate_bias, up_bias, activation);
 }
 
 Tensor pack_weight(const Tensor& weight) {
@@ -351,11 +376,11 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Ten
                                                    bool needs_weight, bool needs_bias) {
   const char* op = "linear_backward";
   check_x(op, "x", x);
-  check_weight(op, "weight", weight, x);
+  check_weight(op, "weight", weight, x.size(x.dim() - 1), x.scalar_type());
   const int64_t n = weight.size(0);
   check_grad(op, grad, x, n);
   const Activation act = parse_activation(op, activation);
-  const VectorRef bias_vector = bias_ref(op, "bias", bias, n, x.scalar_type());
+  const VectorRef bias_vector = bias_argument(op, "bias", bias, n, x.scalar_type());
 
   const RowsOf rows = rows_of(op, "x", x);
   RowsOf dz = rows_of(op, "grad", grad);
@@ -397,8 +422,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gated_linear_backward(
   const int64_t n = gate.size(0);
   check_grad(op, grad, x, n);
   const Activation act = parse_activation(op, activation);
-  bias_ref(op, "gate_bias", gate_bias, n, x.scalar_type());
-  bias_ref(op, "up_bias", up_bias, n, x.scalar_type());
+  bias_argument(op, "gate_bias", gate_bias, n, x.scalar_type());
+  bias_argument(op, "up_bias", up_bias, n, x.scalar_type());
 
   const RowsOf rows = rows_of(op, "x", x);
   const RowsOf dout = rows_of(op, "grad", grad);

@@ -33,6 +33,8 @@ void norm(const std::string& target, bool centred, py::array x, MaybeArray resid
       .weight_dtype = dtype_or_f32(weight),
       .bias = data(bias),
       .bias_dtype = dtype_or_f32(bias),
+      .after = nullptr,
+      .after_rows = {},
       .y = y.mutable_data(),
       .sum = sum ? sum->mutable_data() : nullptr,
       .threads = threads,

@@ -159,14 +159,20 @@ void forward_row(const NormParams& p, int64_t row, const float* weight, const fl
   const Moments norm = moments<kCentred>(value, p.cols, p.eps);
   T* y = static_cast<T*>(p.y) + row * p.cols;
   T* sum = kAdd ? static_cast<T*>(p.sum) + row * p.cols : nullptr;
-  for_vectors(p.cols, [&](int64_t i, auto... count) {
-    const f32v v = value(i, count...);
-    if constexpr (kAdd) store(sum + i, v, count...);
-    f32v normed = norm.template apply<kCentred>(v);
-    normed *= load(weight + i, count...);
-    if constexpr (kCentred) normed += load(bias + i, count...);
-    store(y + i, normed, count...);
-  });
+  const auto normalise = [&](auto after) {
+    for_vectors(p.cols, [&](int64_t i, auto... count) {
+      const f32v v = value(i, count...);
+      if constexpr (kAdd) store(sum + i, v, count...);
+      f32v normed = norm.template apply<kCentred>(v);
+      normed *= load(weight + i, count...);
+      if constexpr (kCentred) normed += load(bias + i, count...);
+      store(y + i, after(normed, i, count...), count...);
+    });
+  };
+  if (!p.after) return normalise([](f32v normed, auto...) { return normed; });
+  const T* after = static_cast<const T*>(p.after) + offset(p.after_rows, row);
+  normalise(
+      [=](f32v normed, int64_t i, auto... count) { return normed + load(after + i, count...); });
 }
 
 // What the rows of a chunk add to.

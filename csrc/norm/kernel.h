@@ -28,6 +28,8 @@ struct NormParams {
   DType weight_dtype;
   const void* bias;  // [cols], nullptr: zero
   DType bias_dtype;
+  const void* after;  // added to the normalised rows, nullptr: nothing
+  Rows after_rows;
   void* y;    // [rows, cols], dense
   void* sum;  // [rows, cols], dense; x + residual, only with a residual
   int threads;

@@ -1,7 +1,8 @@
+#include "norm/op.h"
+
 #include <algorithm>
 #include <tuple>
 
-#include "check.h"
 #include "dispatch/table.h"
 
 namespace lanewise {
@@ -70,39 +71,23 @@ void check_like_x(const char* op, const char* arg, const Tensor& t, const Tensor
   require_unit_stride(op, arg, t);
 }
 
-// A vector with one entry for each column, in x's dtype or float32.
-void check_columns(const char* op, const char* arg, const Tensor& t, const Tensor& x) {
-  require_cpu(op, arg, t);
-  require(t.scalar_type() == ScalarType::Float || t.scalar_type() == x.scalar_type(), op, arg,
-          " must be float32 or x's ", name_of(x.scalar_type()), ", got ", name_of(t.scalar_type()));
-  require(t.dim() == 1 && t.size(0) == cols_of(x), op, arg, " must have shape [", cols_of(x),
-          "] like x's last dimension, got ", shape_of(t));
-  require_unit_stride(op, arg, t);
-}
-
 void check_eps(const char* op, double eps) {
   require_finite(op, "eps", eps);
   require(eps >= 0, op, "eps must not be negative, got ", eps);
 }
-
-using MaybeTensor = std::optional<Tensor>;
 
 const void* data(const MaybeTensor& t) { return t ? t->const_data_ptr() : nullptr; }
 DType dtype_or_f32(const char* op, const char* arg, const MaybeTensor& t) {
   return t ? dtype_of(op, arg, *t) : DType::f32;
 }
 
-struct NormOptions {
-  bool centred;
-  double eps;
-  double weight_offset;
-};
-
 std::tuple<Tensor, MaybeTensor> forward(const char* op, const Tensor& x,
-                                        const MaybeTensor& residual, const MaybeTensor& weight,
-                                        const MaybeTensor& bias, const NormOptions& options) {
+                                        const MaybeTensor& residual, const MaybeTensor& after,
+                                        const NormVectors& vectors, const NormOptions& options) {
+  const auto& [weight, bias] = vectors;
   const DType dtype = check_x(op, x);
   if (residual) check_like_x(op, "residual", *residual, x);
+  if (after) check_like_x(op, "after", *after, x);
   if (weight) check_columns(op, "weight", *weight, x);
   if (bias) check_columns(op, "bias", *bias, x);
   check_eps(op, options.eps);
@@ -112,7 +97,7 @@ std::tuple<Tensor, MaybeTensor> forward(const char* op, const Tensor& x,
   MaybeTensor sum;
   if (residual) sum = empty_cpu(x.sizes(), x.scalar_type());
   if (x.numel() == 0) return {y, sum};
-  const RowsOf x_rows(x), residual_rows(residual ? *residual : x);
+  const RowsOf x_rows(x), residual_rows(residual ? *residual : x), after_rows(after ? *after : x);
   table().norm({
       .dtype = dtype,
       .centred = options.centred,
@@ -128,12 +113,38 @@ std::tuple<Tensor, MaybeTensor> forward(const char* op, const Tensor& x,
       .weight_dtype = dtype_or_f32(op, "weight", weight),
       .bias = data(bias),
       .bias_dtype = dtype_or_f32(op, "bias", bias),
+      .after = after ? after_rows.data() : nullptr,
+      .after_rows = after_rows.rows,
       .y = y.mutable_data_ptr(),
       .sum = sum ? sum->mutable_data_ptr() : nullptr,
       .threads = thread_count(),
   });
   return {y, sum};
 }
+
+}  // namespace
+
+void check_columns(const char* op, const char* arg, const Tensor& t, const Tensor& x) {
+  require_cpu(op, arg, t);
+  require(t.scalar_type() == ScalarType::Float || t.scalar_type() == x.scalar_type(), op, arg,
+          " must be float32 or x's ", name_of(x.scalar_type()), ", got ", name_of(t.scalar_type()));
+  require(t.dim() == 1 && t.size(0) == cols_of(x), op, arg, " must have shape [", cols_of(x),
+          "] like x's last dimension, got ", shape_of(t));
+  require_unit_stride(op, arg, t);
+}
+
+std::tuple<Tensor, MaybeTensor> run_norm(const char* op, const Tensor& x,
+                                         const MaybeTensor& residual, const NormVectors& vectors,
+                                         const NormOptions& options) {
+  return forward(op, x, residual, {}, vectors, options);
+}
+
+Tensor run_norm_then_add(const char* op, const Tensor& x, const Tensor& after,
+                         const NormVectors& vectors, const NormOptions& options) {
+  return std::get<0>(forward(op, x, {}, after, vectors, options));
+}
+
+namespace {
 
 // (grad_x, grad_weight, grad_bias); the gradient of an absent weight has no elements, that of the
 // bias is float32, since the bias's own dtype is not known here.
@@ -186,25 +197,25 @@ std::tuple<Tensor, Tensor, Tensor> backward(const char* op, const Tensor& grad,
 }
 
 Tensor rms_norm(const Tensor& x, const MaybeTensor& weight, double eps, double weight_offset) {
-  return std::get<0>(forward("rms_norm", x, {}, weight, {}, {false, eps, weight_offset}));
+  return std::get<0>(run_norm("rms_norm", x, {}, {weight, {}}, {false, eps, weight_offset}));
 }
 
 Tensor layer_norm(const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias, double eps) {
-  return std::get<0>(forward("layer_norm", x, {}, weight, bias, {true, eps, 0.0}));
+  return std::get<0>(run_norm("layer_norm", x, {}, {weight, bias}, {true, eps, 0.0}));
 }
 
 std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& residual,
                                         const MaybeTensor& weight, double eps,
                                         double weight_offset) {
   const auto [y, sum] =
-      forward("add_rms_norm", x, residual, weight, {}, {false, eps, weight_offset});
+      run_norm("add_rms_norm", x, residual, {weight, {}}, {false, eps, weight_offset});
   return {y, *sum};
 }
 
 std::tuple<Tensor, Tensor> add_layer_norm(const Tensor& x, const Tensor& residual,
                                           const MaybeTensor& weight, const MaybeTensor& bias,
                                           double eps) {
-  const auto [y, sum] = forward("add_layer_norm", x, residual, weight, bias, {true, eps, 0.0});
+  const auto [y, sum] = run_norm("add_layer_norm", x, residual, {weight, bias}, {true, eps, 0.0});
   return {y, *sum};
 }
 

@@ -4,6 +4,7 @@ For inference, and for fine-tuning without dropout: no module here has dropout.
 """
 
 from lanewise.nn.attention import Attention
+from lanewise.nn.cache import CacheStep, LayerCache, PagedCache
 from lanewise.nn.linear import Linear
 from lanewise.nn.mlp import MLP
 from lanewise.nn.norm import LayerNorm, RMSNorm
@@ -18,9 +19,12 @@ from lanewise.nn.transformer import TransformerLayer
 __all__ = [
     "MLP",
     "Attention",
+    "CacheStep",
+    "LayerCache",
     "LayerNorm",
     "LearnedPositionEmbedding",
     "Linear",
+    "PagedCache",
     "RMSNorm",
     "RotaryEmbedding",
     "SinusoidalPositionEmbedding",

@@ -65,8 +65,8 @@ class Linear(Packing, nn.Linear):
         self.activation = check_activation("Linear", activation)
         self.unpack()
 
-    def _sources(self) -> tuple[Tensor, ...]:
-        return (self.weight,)
+    def _owners(self) -> tuple[nn.Linear, ...]:
+        return (self,)
 
     def forward(
         self, input: Tensor, residual: Tensor | None = None, *, activation: str | None = None

@@ -30,33 +30,62 @@ class Packing(nn.Module):
     """
 
     packed_weight: Tensor | None
-    # The weights it was made of, each with its version then.
+    # What it was made of, each with its version then.
     _packed_from: tuple[tuple[Tensor, int], ...]
+    _released = False
 
-    def _sources(self) -> tuple[Tensor, ...]:
-        """The weights, all [out_i, in], that are packed as one [sum(out_i), in]."""
+    def _owners(self) -> tuple[nn.Linear, ...]:
+        """The modules whose weights, all [out_i, in], are packed as one [sum(out_i), in]."""
         raise NotImplementedError
 
-    def pack(self) -> Self:
+    def _sources(self) -> tuple[Tensor, ...]:
+        """All that the copy is made of."""
+        return tuple(owner.weight for owner in self._owners())
+
+    def pack(self, *, release: bool = False) -> Self:
         """Packs the weights as they are now and returns the module.
+
+        Args:
+            release: frees the weights themselves, for inference in half the memory. Parameters on
+                the meta device remain, which tell names, shapes and dtypes. From then on every
+                change that would undo the packing is an error.
 
         Raises:
             RuntimeError: the weights have a dtype or device that ``lanewise.pack_weight`` does not
-                take.
+                take, or were released.
         """
-        sources = self._sources()
+        self._require_weights()
+        weights: list[Tensor] = [owner.weight for owner in self._owners()]
         with torch.no_grad():
-            weight = sources[0] if len(sources) == 1 else torch.cat(sources)
-            packed = ops.pack_weight(weight)
+            packed = ops.pack_weight(weights[0] if len(weights) == 1 else torch.cat(weights))
         self.register_buffer("packed_weight", packed, persistent=False)
-        self._packed_from = tuple((source, _version(source)) for source in sources)
+        if release:
+            self._release()
+        self._packed_from = tuple((source, _version(source)) for source in self._sources())
         return self
 
+    def _release(self) -> None:
+        for owner in self._owners():
+            owner.weight = nn.Parameter(owner.weight.to("meta"), requires_grad=False)
+        self._released = True
+
     def unpack(self) -> Self:
-        """Drops the packed copy, if there is one, and returns the module."""
+        """Drops the packed copy, if there is one, and returns the module.
+
+        Raises:
+            RuntimeError: the weights were released.
+        """
+        self._require_weights()
         self.register_buffer("packed_weight", None, persistent=False)
         self._packed_from = ()
         return self
+
+    def _require_weights(self) -> None:
+        if self._released:
+            raise RuntimeError(
+                f"lanewise.nn.{type(self).__name__}: its weights were released when it was packed, "
+                "so that they cannot be trained, moved, copied or loaded: make the model again"
+            )
 
     def usable_pack(self, *inputs: Tensor | None) -> Tensor | None:
         """The packed copy, if there is one, it is current, and this call may use it."""
@@ -72,7 +101,7 @@ class Packing(nn.Module):
             return None
         # A compiler cannot read versions: there only the identity is compared.
         compiling = torch.compiler.is_compiling()
-        current = all(
+        current = len(sources) == len(self._packed_from) and all(
             source is seen and (compiling or _version(source) == version)
             for source, (seen, version) in zip(sources, self._packed_from, strict=True)
         )
@@ -92,6 +121,7 @@ class Packing(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
+        self._require_weights()
         buffers = {**self._buffers, "packed_weight": None}
         return {**self.__dict__, "_buffers": buffers, "_packed_from": ()}
 
@@ -101,11 +131,25 @@ def _version(weight: Tensor) -> int:
     return 0 if weight.is_inference() else weight._version
 
 
-def pack(module: ModuleT) -> ModuleT:
-    """Packs every lanewise layer inside ``module``, itself included, and returns it."""
-    for child in module.modules():
-        if isinstance(child, Packing):
-            child.pack()
+def packings(module: nn.Module) -> list[Packing]:
+    """The modules inside ``module``, itself included, that keep a packed copy each: a module that
+    packs the weights of several others stands for them."""
+    found: list[Packing] = []
+    covered: set[nn.Module] = set()
+    for child in module.modules():  # parents first
+        if isinstance(child, Packing) and child not in covered and (owners := child._owners()):
+            found.append(child)
+            covered.update(owners)
+    return found
+
+
+def pack(module: ModuleT, *, release: bool = False) -> ModuleT:
+    """Packs every lanewise layer inside ``module``, itself included, and returns it.
+
+    ``release`` frees the weights themselves: see `Packing.pack`.
+    """
+    for child in packings(module):
+        child.pack(release=release)
     return module
 
 

@@ -73,10 +73,15 @@ class RotaryEmbedding(nn.Module):
 
         positions: integer [S] or [B, S]; 0 … S-1 by default.
         """
-        at = x.shape[2] if positions is None else positions
-        cos = select_positions("RotaryEmbedding", self.cos, at)
-        sin = select_positions("RotaryEmbedding", self.sin, at)
+        cos, sin = self.angles(x.shape[2] if positions is None else positions)
         return ops.rope(x, cos, sin, interleaved=self.interleaved)
+
+    def angles(self, positions: int | Tensor) -> tuple[Tensor, Tensor]:
+        """(cos, sin), each [..., dim/2]: of positions 0 … S-1 for a length, or of those given."""
+        return (
+            select_positions("RotaryEmbedding", self.cos, positions),
+            select_positions("RotaryEmbedding", self.sin, positions),
+        )
 
     def extra_repr(self) -> str:
         interleaved = ", interleaved=True" if self.interleaved else ""

@@ -14,12 +14,14 @@ from lanewise.ops.gemm import (
 )
 from lanewise.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from lanewise.ops.rope import rope
+from lanewise.ops.transformer import decoder_layer
 
 __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "attention",
     "attention_varlen",
+    "decoder_layer",
     "gated_linear",
     "gated_linear_packed",
     "layer_norm",

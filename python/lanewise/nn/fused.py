@@ -1,0 +1,175 @@
+"""A packed decoder layer as one op: which layers can be, and the arguments of the call.
+
+The arguments are collected once. Before each call only what may have changed is compared, since at
+one token a layer's arithmetic takes as long as a few hundred lines of Python.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lanewise.nn.cache import LayerCache
+from lanewise.nn.linear import Linear
+from lanewise.nn.norm import LayerNorm, RMSNorm
+from lanewise.nn.packing import Packing, _version
+from lanewise.nn.position import RotaryEmbedding
+
+if TYPE_CHECKING:
+    from lanewise.nn.transformer import TransformerLayer
+
+
+class Plan(NamedTuple):
+    """The call of one layer, and what must still be so for it to be right."""
+
+    modules: tuple[nn.Module, ...]  # without hooks, with these
+    children: tuple[tuple[dict[str, Any], str, Any], ...]  # (owner's modules or parameters, name)
+    versions: tuple[tuple[Tensor, int], ...]  # what the packed copies were made of
+    rotary: RotaryEmbedding | None
+    weights: tuple[Tensor | None, ...]
+    options: dict[str, Any]
+
+    def holds(self) -> bool:
+        return (
+            all(owner.get(name) is child for owner, name, child in self.children)
+            and not any(m._forward_hooks or m._forward_pre_hooks for m in self.modules)
+            and all(_version(source) == version for source, version in self.versions)
+        )
+
+
+def plan(layer: TransformerLayer, x: Tensor) -> Plan | None:
+    """How to call the op for ``layer``; None where it is not packed, has hooks or adapters, or
+    where gradients, autocast or a compiler must see its parts."""
+    if (
+        x.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
+        or torch.is_grad_enabled()
+    ):
+        return None
+    found: Plan | None = layer.__dict__.get("_plan")
+    if found is None or not found.holds():
+        found = _make(layer)
+        layer.__dict__["_plan"] = found
+    return found
+
+
+def run(plan: Plan, x: Tensor, cache: LayerCache, *, last_only: bool = False) -> Tensor:
+    """The layer's output, [T, E], or [B, E] with ``last_only``."""
+    step = cache.step
+    cos, sin = (None, None) if plan.rotary is None else step.angles(plan.rotary)
+    return _op(
+        x,
+        cache.k,
+        cache.v,
+        step.cu_seqlens_q,
+        step.block_table,
+        step.context_lens,
+        step.slots,
+        step.max_seqlen_q,
+        *plan.weights[:-1],
+        cos,
+        sin,
+        plan.weights[-1],
+        **plan.options,
+        last_only=last_only,
+    )
+
+
+_op = torch.ops.lanewise.decoder_layer.default
+
+
+def _make(layer: TransformerLayer) -> Plan | None:
+    attention, mlp = layer.attention, layer.mlp
+    norms = [
+        norm
+        for norm in (
+            layer.attention_norm,
+            layer.attention_post_norm,
+            layer.mlp_norm,
+            layer.mlp_post_norm,
+            attention.q_norm,
+            attention.k_norm,
+        )
+        if norm is not None
+    ]
+    packs = [attention, attention.o_proj, mlp.up_proj, mlp.down_proj]
+    packs += [mlp.gate_proj] if mlp.gate_proj is not None else []
+    modules = [attention, mlp, *packs, *norms]
+    modules += [attention.q_proj, attention.k_proj, attention.v_proj]
+    if not (
+        layer.norm_first
+        and attention.causal
+        and attention.window_right == -1
+        and all(isinstance(p, Packing) and p.usable_pack() is not None for p in packs)
+        and all(isinstance(p, Linear) and p.activation == "none" for p in packs[1:])
+        and not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+        and (norm_options := _norm_options(norms, attention.head_dim, attention.embed_dim))
+    ):
+        return None
+
+    def of(module: nn.Module | None, name: str) -> Any:
+        return getattr(module, name, None)
+
+    rotary = attention.rotary
+    children: list[tuple[dict[str, Any], str, Any]] = []
+    for module in (layer, *modules):
+        children += [(module._modules, name, child) for name, child in module._modules.items()]
+        children += [(module._parameters, name, p) for name, p in module._parameters.items()]
+        children += [
+            (module._buffers, name, module._buffers[name])
+            for name in ("packed_weight",)
+            if name in module._buffers
+        ]
+    return Plan(
+        tuple(modules),
+        tuple(children),
+        tuple(pair for p in packs for pair in p._packed_from),
+        rotary,
+        (
+            of(attention, "packed_weight"),
+            of(attention.o_proj, "packed_weight"),
+            of(mlp.up_proj, "packed_weight"),
+            of(mlp.down_proj, "packed_weight"),
+            of(mlp.gate_proj, "packed_weight"),
+            attention.packed_bias,
+            of(attention.o_proj, "bias"),
+            of(mlp.gate_proj, "bias"),
+            of(mlp.up_proj, "bias"),
+            of(mlp.down_proj, "bias"),
+            of(layer.attention_norm, "weight"),
+            of(layer.attention_norm, "bias"),
+            of(layer.mlp_norm, "weight"),
+            of(layer.mlp_norm, "bias"),
+            of(layer.attention_post_norm, "weight"),
+            of(layer.mlp_post_norm, "weight"),
+            of(attention.q_norm, "weight"),
+            of(attention.k_norm, "weight"),
+            attention.sinks,
+        ),
+        {
+            **norm_options,
+            "activation": mlp.activation,
+            "interleaved": rotary is not None and rotary.interleaved,
+            "window_left": attention.window_left,
+            "softcap": attention.softcap,
+            "scale": attention.scale,
+        },
+    )
+
+
+def _norm_options(norms: list[nn.Module], head_dim: int, embed_dim: int) -> dict[str, Any] | None:
+    """The options that all ``norms`` share, None where they share none."""
+    found = []
+    for norm in norms:
+        if isinstance(norm, RMSNorm) and norm.weight is not None and norm.eps is not None:
+            found.append({"norm": "rms", "eps": norm.eps, "weight_offset": norm.weight_offset})
+        elif isinstance(norm, LayerNorm):
+            found.append({"norm": "layer", "eps": norm.eps, "weight_offset": 0.0})
+        else:
+            return None
+    # Post-norms and those of heads have no place for a bias.
+    plain = all(options == found[0] for options in found)
+    return found[0] if plain and (found[0]["norm"] == "rms" or len(norms) == 2) else None
