@@ -27,8 +27,11 @@ PUBLIC = (
     "add_rms_norm",
     "add_layer_norm",
     "rope",
+    "decoder_layer",
 )
-DIFFERENTIABLE = tuple(op for op in PUBLIC if "pack" not in op and "paged" not in op)
+DIFFERENTIABLE = tuple(
+    op for op in PUBLIC if "pack" not in op and "paged" not in op and op != "decoder_layer"
+)
 
 
 def sample(op: str, dtype: torch.dtype = torch.float32) -> Arguments:
@@ -79,6 +82,38 @@ def sample(op: str, dtype: torch.dtype = torch.float32) -> Arguments:
             "k_cache": t(5, 3, 2, 8),
             "v_cache": t(5, 3, 2, 3),
             "slots": torch.tensor([5, -1, 14, 0]),
+        }
+    if op == "decoder_layer":  # 2 heads of 6, values of 3
+        return {
+            "x": t(3, 16),
+            "k_cache": t(5, 4, 1, 6),
+            "v_cache": t(5, 4, 1, 3),
+            "cu_seqlens_q": torch.tensor([0, 2, 3]),
+            "block_table": torch.tensor([[3, 1, -1], [0, 2, 4]], dtype=torch.int32),
+            "context_lens": torch.tensor([7, 9], dtype=torch.int32),
+            "slots": torch.tensor([5, 6, 16]),
+            "max_seqlen_q": 2,
+            "qkv": t(21, 16),
+            "o": t(16, 6),
+            "up": t(12, 16),
+            "down": t(16, 12),
+            "gate": t(12, 16) * 0.5,
+            "qkv_bias": t(21),
+            "o_bias": t(16),
+            "gate_bias": t(12),
+            "up_bias": t(12),
+            "down_bias": t(16),
+            "attention_norm": t(16),
+            "attention_norm_bias": t(16),
+            "mlp_norm": t(16),
+            "mlp_norm_bias": t(16),
+            "attention_post_norm": t(16),
+            "mlp_post_norm": t(16),
+            "q_norm": t(6),
+            "k_norm": t(6),
+            "cos": randn((3, 2)).cos(),
+            "sin": randn((3, 2)).sin(),
+            "sinks": t(2),
         }
     if op == "matmul":
         return {"a": t(2, 3, 8), "b": t(2, 8, 5)}

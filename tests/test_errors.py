@@ -354,7 +354,66 @@ ROPE = [
     Bad("rope", "sin", "2 pairs", shaped(4, 2)),
 ]
 
-TABLE = ATTENTION + VARLEN + PAGED + GEMM + NORM + ROPE
+WEIGHTS = {"qkv": (21, 16), "o": (16, 6), "up": (12, 16), "down": (16, 12), "gate": (12, 16)}
+NORMS = [
+    *("attention_norm", "attention_norm_bias", "mlp_norm", "mlp_norm_bias"),
+    *("attention_post_norm", "mlp_post_norm"),
+]
+LAYER = [
+    *wrong_dtypes("decoder_layer", "x", *WEIGHTS, *NORMS, "q_norm", "k_norm", "cos", "sin"),
+    *other_dtypes("decoder_layer", *WEIGHTS, "k_cache", "v_cache", "cos", "sin"),
+    *wrong_strides("decoder_layer", "x", *NORMS, "cos", "sin", "k_cache", "v_cache"),
+    *wrong_shapes("decoder_layer", "x", (16,), (1, 3, 16)),
+    *wrong_shapes("decoder_layer", "k_cache", (20, 1, 6), ()),
+    *wrong_shapes("decoder_layer", "v_cache", (20, 1, 3), ()),
+    Bad("decoder_layer", "v_cache", "4 blocks", shaped(4, 4, 1, 3)),
+    *(
+        case
+        for name, (rows, columns) in WEIGHTS.items()
+        for case in (
+            *wrong_shapes("decoder_layer", name, (columns,), (1, rows, columns)),
+            Bad("decoder_layer", name, str(columns + 1), shaped(rows, columns + 1)),
+            Bad("decoder_layer", name, "header", lambda t: torch.zeros(2, 200, dtype=torch.uint8)),
+        )
+    ),
+    Bad("decoder_layer", "qkv", "9 output", shaped(9, 16)),
+    Bad("decoder_layer", "qkv", "22 output", shaped(22, 16)),
+    Bad("decoder_layer", "o", "17", shaped(17, 6)),
+    Bad("decoder_layer", "up", "13", shaped(13, 16)),
+    Bad("decoder_layer", "down", "17", shaped(17, 12)),
+    *(
+        case
+        for name in ("qkv_bias", "o_bias", "gate_bias", "up_bias", "down_bias")
+        for case in (
+            *wrong_dtypes("decoder_layer", name),
+            *wrong_strides("decoder_layer", name),
+            Bad("decoder_layer", name, "7", shaped(7)),
+        )
+    ),
+    *(case for name in NORMS for case in wrong_shapes("decoder_layer", name, (7,), (1, 16), ())),
+    *wrong_shapes("decoder_layer", "q_norm", (5,), (1, 6)),
+    *wrong_shapes("decoder_layer", "k_norm", (5,), (1, 6)),
+    *wrong_shapes("decoder_layer", "cos", (2, 2), (3, 4), (1, 3, 2)),
+    *wrong_shapes("decoder_layer", "sin", (2, 2), (3, 4), (1, 3, 2)),
+    Bad("decoder_layer", "sin", "1 pairs", shaped_float(3, 1)),
+    Bad("decoder_layer", "sin", "together", replaced(None)),
+    *wrong_shapes("decoder_layer", "sinks", (3,), (1, 2)),
+    *wrong_dtypes("decoder_layer", "sinks"),
+    Bad("decoder_layer", "cu_seqlens_q", "got 4", replaced(torch.tensor([0, 2, 4]))),
+    Bad("decoder_layer", "max_seqlen_q", "1", replaced(1)),
+    Bad("decoder_layer", "block_table", "got 9 for block 1", changed((0, 1), 9)),
+    Bad("decoder_layer", "context_lens", "13 keys", changed((0,), 13)),
+    Bad("decoder_layer", "slots", "got 20 for token 2", changed((2,), 20)),
+    Bad("decoder_layer", "slots", "tokens 0 and 1", changed((1,), 5)),
+    Bad("decoder_layer", "norm", "batch", replaced("batch")),
+    *not_finite("decoder_layer", "eps", "weight_offset", "softcap", "scale"),
+    Bad("decoder_layer", "eps", "-1", replaced(-1.0)),
+    Bad("decoder_layer", "softcap", "-1", replaced(-1.0)),
+    Bad("decoder_layer", "activation", "swish", replaced("swish")),
+    Bad("decoder_layer", "window_left", "-2", replaced(-2)),
+]
+
+TABLE = LAYER + ATTENTION + VARLEN + PAGED + GEMM + NORM + ROPE
 
 
 def message_of(op: str, arguments: Arguments) -> str:

@@ -70,7 +70,7 @@ def variants(op: str) -> list[Arguments]:
 
 def empty(op: str, name: str, value: Any) -> Any:
     """The activations of the call without rows; weights and options as they are."""
-    if op in ("attention_varlen", "paged_attention", "paged_cache_write"):
+    if op in ("attention_varlen", "paged_attention", "paged_cache_write", "decoder_layer"):
         return no_sequences(name, value)
     activations = ("q", "k", "v", "x", "a", "b", "residual") if name != "bias" else ()
     if op == "attention" and name == "bias":
@@ -82,7 +82,7 @@ def no_sequences(name: str, value: Any) -> Any:
     """An argument of an op over packed or paged sequences, for a batch of none."""
     if name.startswith("cu_seqlens"):
         return value[:1]
-    tokens = ("q", "k", "v", "slots", "block_table", "context_lens", "bias")
+    tokens = ("q", "k", "v", "x", "slots", "block_table", "context_lens", "bias", "cos", "sin")
     return value[:0] if name in tokens else value
 
 
@@ -209,6 +209,22 @@ def sized(op: str, batch: int, length: int) -> Arguments:
             "block_table": table,
             "context_lens": context,
         }
+    if op == "decoder_layer":
+        starts = torch.arange(batch + 1) * (length // batch)
+        starts[-1] = length
+        return {
+            **sample(op),
+            "x": randn((length, 16)),
+            "k_cache": randn((17, 3, 1, 6)),
+            "v_cache": randn((17, 3, 1, 3)),
+            "cu_seqlens_q": starts,
+            "block_table": torch.arange(batch * 17, dtype=torch.int32).view(batch, 17) % 17,
+            "context_lens": starts.diff().int() + 1,
+            "slots": torch.arange(length),
+            "max_seqlen_q": 64,
+            "cos": randn((length, 2)).cos(),
+            "sin": randn((length, 2)).sin(),
+        }
     if op == "paged_cache_write":
         k, cache = randn((length, 2, hidden)), randn((17, 3, 2, hidden), seed=1)
         return {
@@ -284,6 +300,9 @@ def sequence_dims(op: str, name: str, value: Tensor) -> tuple[int, ...]:
     """Which dimensions of an argument are the batch and the sequence in `sized`."""
     if op in ("attention_varlen", "paged_attention", "paged_cache_write"):
         return () if "cache" in name else (0,)
+    if op == "decoder_layer":
+        tokens = ("x", "cu_seqlens_q", "block_table", "context_lens", "slots", "cos", "sin")
+        return (0,) if name in tokens else ()
     if op == "attention" or (op == "rope" and name == "x"):
         return (0, 2)
     if op == "rope":

@@ -88,20 +88,9 @@ Tensor one_query_each(int64_t batch) {
   return starts;
 }
 
-struct Projection {
-  WeightRef weight;
-  VectorRef bias;
-};
-
-Projection projection(const char* arg, const Tensor& weight, const char* bias_arg,
-                      const MaybeTensor& bias, int64_t in_features, const Tensor& x) {
-  const WeightRef ref = weight_argument(kOp, arg, weight, in_features, x);
-  return {ref, bias_argument(kOp, bias_arg, bias, ref.out_features, x.scalar_type())};
-}
-
-void require_width(const char* arg, const Projection& p, int64_t width) {
-  require(p.weight.out_features == width, kOp, arg, " has ", p.weight.out_features,
-          " output features, which is not x's ", width);
+void require_width(const char* arg, const WeightRef& weight, int64_t width, const char* whose) {
+  require(weight.out_features == width, kOp, arg, " has ", weight.out_features,
+          " output features, which is not ", whose, " ", width);
 }
 
 Tensor decoder_layer(const Tensor& x, Tensor k_cache, Tensor v_cache, const Tensor& cu_seqlens_q,
@@ -126,21 +115,32 @@ Tensor decoder_layer(const Tensor& x, Tensor k_cache, Tensor v_cache, const Tens
   const int64_t tokens = x.size(0), width = x.size(1);
   const int64_t kv_heads = k_cache.size(2), dim = k_cache.size(3), value_dim = v_cache.size(3);
 
-  const Projection qkv_product = projection("qkv", qkv, "qkv_bias", qkv_bias, width, x);
+  const WeightRef qkv_ref = weight_argument(kOp, "qkv", qkv, width, x);
   const int64_t kv_width = kv_heads * (dim + value_dim);
-  const int64_t q_width = qkv_product.weight.out_features - kv_width;
-  require(q_width > 0 && dim > 0 && q_width % dim == 0, kOp, "qkv has ",
-          qkv_product.weight.out_features, " output features, which are not heads of ", dim,
-          " before the cache's keys and values, ", kv_width);
+  const int64_t q_width = qkv_ref.out_features - kv_width;
+  require(q_width > 0 && dim > 0 && q_width % dim == 0, kOp, "qkv has ", qkv_ref.out_features,
+          " output features, which are not heads of ", dim, " before the cache's keys and values, ",
+          kv_width);
   const int64_t heads = q_width / dim;
-  const Projection o_product = projection("o", o, "o_bias", o_bias, heads * value_dim, x);
-  require_width("o", o_product, width);
-  const Projection up_product = projection("up", up, "up_bias", up_bias, width, x);
-  const int64_t hidden_width = up_product.weight.out_features;
-  std::optional<Projection> gate_product;
-  if (gate) gate_product = projection("gate", *gate, "gate_bias", gate_bias, width, x);
-  const Projection down_product = projection("down", down, "down_bias", down_bias, hidden_width, x);
-  require_width("down", down_product, width);
+  const WeightRef o_ref = weight_argument(kOp, "o", o, heads * value_dim, x);
+  require_width("o", o_ref, width, "x's");
+  const WeightRef up_ref = weight_argument(kOp, "up", up, width, x);
+  std::optional<WeightRef> gate_ref;
+  if (gate) {
+    gate_ref = weight_argument(kOp, "gate", *gate, width, x);
+    require_width("up", up_ref, gate_ref->out_features, "gate's");
+  }
+  const WeightRef down_ref = weight_argument(kOp, "down", down, up_ref.out_features, x);
+  require_width("down", down_ref, width, "x's");
+  const auto bias_of = [&](const char* arg, const MaybeTensor& bias, const WeightRef& weight) {
+    return bias_argument(kOp, arg, bias, weight.out_features, x.scalar_type());
+  };
+  const VectorRef qkv_vector = bias_of("qkv_bias", qkv_bias, qkv_ref);
+  const VectorRef o_vector = bias_of("o_bias", o_bias, o_ref);
+  const VectorRef up_vector = bias_of("up_bias", up_bias, up_ref);
+  const VectorRef down_vector = bias_of("down_bias", down_bias, down_ref);
+  const VectorRef gate_vector = gate_ref ? bias_of("gate_bias", gate_bias, *gate_ref) : VectorRef{};
+  require(gate || !gate_bias, kOp, "gate_bias must come with gate");
 
   const struct {
     const char* name;
@@ -165,8 +165,7 @@ Tensor decoder_layer(const Tensor& x, Tensor k_cache, Tensor v_cache, const Tens
   // The heads.
   const Tensor normed =
       std::get<0>(run_norm(kOp, x, {}, {attention_norm, attention_norm_bias}, norm_options));
-  const Tensor projected =
-      run_linear(kOp, normed, qkv_product.weight, qkv_product.bias, {}, "none");
+  const Tensor projected = run_linear(kOp, normed, qkv_ref, qkv_vector, {}, "none");
   Tensor q = heads_of(projected, 0, heads, dim);
   Tensor k = heads_of(projected, q_width, kv_heads, dim);
   const Tensor v = heads_of(projected, q_width + kv_heads * dim, kv_heads, value_dim);
@@ -203,19 +202,18 @@ Tensor decoder_layer(const Tensor& x, Tensor k_cache, Tensor v_cache, const Tens
 
   // The two residuals: in the product's epilogue, or after the norm that follows it.
   if (attention_post_norm) {
-    const Tensor out = run_linear(kOp, mixed, o_product.weight, o_product.bias, {}, "none");
+    const Tensor out = run_linear(kOp, mixed, o_ref, o_vector, {}, "none");
     stream = run_norm_then_add(kOp, out, stream, {attention_post_norm, {}}, norm_options);
   } else {
-    stream = run_linear(kOp, mixed, o_product.weight, o_product.bias, stream, "none");
+    stream = run_linear(kOp, mixed, o_ref, o_vector, stream, "none");
   }
-  const Tensor mlp_in = std::get<0>(run_norm(kOp, stream, {}, {mlp_norm, mlp_norm_bias}, norm_options));
+  const Tensor mlp_in =
+      std::get<0>(run_norm(kOp, stream, {}, {mlp_norm, mlp_norm_bias}, norm_options));
   const Tensor hidden =
-      gate_product ? run_gated(kOp, mlp_in, gate_product->weight, up_product.weight,
-                               gate_product->bias, up_product.bias, activation)
-                   : run_linear(kOp, mlp_in, up_product.weight, up_product.bias, {}, activation);
-  if (!mlp_post_norm)
-    return run_linear(kOp, hidden, down_product.weight, down_product.bias, stream, "none");
-  const Tensor out = run_linear(kOp, hidden, down_product.weight, down_product.bias, {}, "none");
+      gate_ref ? run_gated(kOp, mlp_in, *gate_ref, up_ref, gate_vector, up_vector, activation)
+               : run_linear(kOp, mlp_in, up_ref, up_vector, {}, activation);
+  if (!mlp_post_norm) return run_linear(kOp, hidden, down_ref, down_vector, stream, "none");
+  const Tensor out = run_linear(kOp, hidden, down_ref, down_vector, {}, "none");
   return run_norm_then_add(kOp, out, stream, {mlp_post_norm, {}}, norm_options);
 }
 
