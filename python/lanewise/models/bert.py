@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lanewise.models.checkpoint import load_weights, read_json, read_weights
+from lanewise.models.checkpoint import load_weights, open_checkpoint
+from lanewise.models.config import read_config
 from lanewise.nn import MLP, Attention, LayerNorm, LearnedPositionEmbedding, TransformerLayer
 
 # Hugging Face's names for the functions that the ops call otherwise.
@@ -122,12 +123,12 @@ class Bert(nn.Module):
                 weights do not fit it.
             ImportError: the package safetensors is missing.
         """
-        path = Path(path)
-        config = BertConfig.from_dict(read_json(path / "config.json"))
+        config = BertConfig.from_dict(read_config(path, required=()))
         with torch.device("meta"):
             model = cls(config)
-        load_weights(model, read_weights(path / "model.safetensors"), _rename)
-        return model.to(device=device, dtype=dtype).eval()
+        with open_checkpoint(path) as checkpoint:
+            load_weights(model, checkpoint, _rename, dtype)
+        return model.to(device).eval()
 
 
 def _layer(config: BertConfig) -> TransformerLayer:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lanewise.models.bert import Bert
-from lanewise.models.checkpoint import read_json
+from lanewise.models.config import read_json
 from lanewise.models.optional import require
 
 
