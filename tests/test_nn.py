@@ -568,9 +568,12 @@ def test_pack_and_unpack_leave_the_state_dict_alone() -> None:
 
 def test_packing_reaches_every_layer_inside() -> None:
     layer = LAYERS["Llama"]()
-    inside = [module for module in layer.modules() if isinstance(module, Linear)]
-    assert len(inside) == 7
+    joint = {layer.attention.q_proj, layer.attention.k_proj, layer.attention.v_proj}
+    linear = {module for module in layer.modules() if isinstance(module, Linear)}
+    assert len(linear) == 7
+    inside = [layer.attention, *(linear - joint)]
     assert pack(layer) is layer
+    assert all(module.packed_weight is None for module in joint)
     assert all(module.packed_weight is not None for module in inside)
     assert unpack(layer) is layer
     assert all(module.packed_weight is None for module in inside)

@@ -143,6 +143,28 @@ def packings(module: nn.Module) -> list[Packing]:
     return found
 
 
+class HoldsPackings(nn.Module):
+    """Mixin for a module with packed layers inside, which refuses as a whole what one of them would
+    refuse because its weights were released: before any other part has changed."""
+
+    def _require_weights(self) -> None:
+        for module in packings(self):
+            module._require_weights()
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self._require_weights()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self._require_weights()
+        return super()._apply(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self._require_weights()
+        return super().load_state_dict(*args, **kwargs)
+
+
 def pack(module: ModuleT, *, release: bool = False) -> ModuleT:
     """Packs every lanewise layer inside ``module``, itself included, and returns it.
 

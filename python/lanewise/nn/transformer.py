@@ -13,9 +13,10 @@ from lanewise.nn.attention import Attention
 from lanewise.nn.cache import LayerCache
 from lanewise.nn.mlp import MLP
 from lanewise.nn.norm import LayerNorm
+from lanewise.nn.packing import HoldsPackings
 
 
-class TransformerLayer(nn.Module):
+class TransformerLayer(HoldsPackings):
     """Attention and feed-forward with their norms and residuals.
 
     Pre-norm (``norm_first=True``, as GPT-2, Llama):  ``x = x + attention(attention_norm(x))``, then
