@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lanewise.models.config import read_json
+from lanewise.models.config import parse_json, read_json
 from lanewise.models.gguf import GgufFile
 from lanewise.models.gguf_models import restore, restored_names
 from lanewise.models.optional import require
@@ -127,7 +127,10 @@ class SafetensorsCheckpoint(Checkpoint):
         except self._library.SafetensorError as error:
             raise ValueError(f"{file}: {error}") from None
         if tuple(tensor.shape) != self._shapes[name]:
-            raise ValueError(f"{file}: {name} has changed since the file was opened")
+            raise ValueError(
+                f"{file}: {name} must have the shape {self._shapes[name]} that the header says, "
+                f"got {tuple(tensor.shape)}"
+            )
         if dtype is None or tensor.dtype == dtype:
             return tensor
         if not tensor.is_floating_point() or tensor.element_size() < 2:
@@ -138,13 +141,20 @@ class SafetensorsCheckpoint(Checkpoint):
         """Nothing is kept open."""
 
     def _header(self, file: Path) -> dict[str, tuple[int, ...]]:
-        """Shapes by name. The library checks sizes, offsets and overlaps when it opens a file."""
+        """Shapes by name.
+
+        The library checks the header as it opens a file: its length, the types, that shapes,
+        offsets and the file's size agree, that the tensors cover the data without holes or
+        overlaps. Of a name that is there twice it takes the last, in silence.
+        """
         try:
-            with self._library.safe_open(file, framework="pt") as opened:
-                names = opened.keys()
-                return {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+            with self._library.safe_open(file, framework="pt"), open(file, "rb") as raw:
+                header = raw.read(int.from_bytes(raw.read(8), "little"))
         except self._library.SafetensorError as error:
             raise ValueError(f"{file}: {error}") from None
+        content = parse_json(file, header)
+        content.pop("__metadata__", None)
+        return {name: tuple(tensor["shape"]) for name, tensor in content.items()}
 
 
 class GgufCheckpoint(Checkpoint):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lanewise.models.gguf import GgufFile
-from lanewise.models.gguf_models import gguf_config
+from lanewise.models.gguf_models import MAX_SIZE, gguf_config
 
 # Tokenizers are the largest of these files, with tens of megabytes.
 _MAX_JSON_BYTES = 256_000_000
@@ -18,13 +18,12 @@ _LIMITS = {
     **dict.fromkeys(("num_hidden_layers", "n_layer"), 10_000),
     **dict.fromkeys(
         (
-            *("hidden_size", "intermediate_size", "vocab_size", "head_dim"),
-            *("num_attention_heads", "num_key_value_heads", "type_vocab_size"),
-            *("n_embd", "n_head", "n_inner"),
+            *("hidden_size", "intermediate_size", "vocab_size", "type_vocab_size", "head_dim"),
+            *("num_attention_heads", "num_key_value_heads", "n_embd", "n_head", "n_inner"),
+            *("max_position_embeddings", "n_positions", "n_ctx", "sliding_window"),
         ),
-        1 << 24,
+        MAX_SIZE,
     ),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "sliding_window"), 1 << 30),
 }
 # Keys that may be null: the model then has no such thing, or derives the size.
 _NULLABLE = {"sliding_window", "n_inner", "head_dim", "num_key_value_heads"}
@@ -69,7 +68,21 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file; ValueError that names the file where it is malformed."""
     if path.stat().st_size > _MAX_JSON_BYTES:
         raise ValueError(f"{path}: the file must have at most {_MAX_JSON_BYTES} bytes")
+    return parse_json(path, path.read_bytes())
+
+
+def parse_json(path: Path, content: bytes) -> Any:
+    """The value of the JSON in the file ``path``; ValueError also where a key is there twice."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(content.decode("utf-8"), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: malformed JSON: {error}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} is there twice")
+        found[key] = value
+    return found

@@ -26,6 +26,9 @@ _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 # So many weights are dequantized at once: enough to make NumPy's calls cheap, few enough for the
 # temporaries to stay in the cache.
 _CHUNK = 1 << 18
+# Torch copies so many on one thread. Waking others takes longer than the copy, and many times longer
+# on a busy machine.
+_GRAIN = 1 << 15
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7  # enum gguf_metadata_value_type
 _SCALARS = {
@@ -76,7 +79,12 @@ class GgufFile:
         self.close()
 
     def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The tensor's values, dequantized in float32 and rounded once to ``dtype``."""
+        """The tensor's values, dequantized in float32 and rounded once to the floating ``dtype``.
+
+        Raises:
+            ValueError: the tensor's type is not one of floating-point numbers, or the file has
+                become shorter.
+        """
         tensor = self.tensors[name]
         dequantize = require("gguf.quants", "reading a GGUF file").dequantize
         block, block_bytes = self._constants.GGML_QUANT_SIZES[tensor.kind]
@@ -87,10 +95,17 @@ class GgufFile:
             raw = self._bytes(
                 tensor.offset + start * block_bytes, (stop - start) * block_bytes, name
             )
-            with np.errstate(all="ignore"):  # infinite scales are the file's business
-                # One long row: the library loops in Python over groups of 16 rows.
-                chunk = dequantize(np.frombuffer(raw, np.uint8)[None], tensor.kind)
-            values[start * block : stop * block].copy_(torch.from_numpy(chunk[0]))
+            try:
+                with np.errstate(all="ignore"):  # infinite scales are the file's business
+                    # One long row: the library loops in Python over groups of 16 rows.
+                    chunk = dequantize(np.frombuffer(raw, np.uint8)[None], tensor.kind)
+            except NotImplementedError:
+                raise ValueError(
+                    f"{self.path}: {name} is of the type {tensor.kind.name}, which is not read"
+                ) from None
+            target, source = values[start * block : stop * block], torch.from_numpy(chunk[0])
+            for into, piece in zip(target.split(_GRAIN), source.split(_GRAIN), strict=True):
+                into.copy_(piece)
         return out
 
     def _bytes(self, offset: int, size: int, name: str) -> bytearray:

@@ -19,8 +19,10 @@ from lanewise.models.gguf import GgufFile
 
 Restore = Callable[[Tensor], Tensor]
 
+MAX_SIZE = 1 << 24  # of every size in a config; the longest contexts come close to it
+
 # general.architecture → model_type of Hugging Face. Mistral's files say llama.
-_MODEL_TYPES = {"gemma3": "gemma3_text", "llama": "llama", "qwen3": "qwen3"}
+_MODEL_TYPES = {"gemma3": "gemma3_text", "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 
 _SIZES = {
     "hidden_size": "embedding_length",
@@ -29,11 +31,18 @@ _SIZES = {
     "intermediate_size": "feed_forward_length",
     "max_position_embeddings": "context_length",
 }
-_TOKENS = {
-    "bos_token_id": "tokenizer.ggml.bos_token_id",
-    "eos_token_id": "tokenizer.ggml.eos_token_id",
-    "pad_token_id": "tokenizer.ggml.padding_token_id",
+_END_TOKENS = ("eos", "eot", "eom")  # of a text, a turn, a message
+# What a key must be, if it is there, for the model to be the plain one.
+_PLAIN = {
+    "expert_count": (0,),
+    "attention.causal": (True,),
+    "attention.scale": (0.0,),
+    "logit_scale": (0.0, 1.0),
+    "embedding_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+    "rope.scale_linear": (0.0, 1.0),
 }
+_SCALING = {"type", "factor", "original_context_length", "finetuned"}
 
 _OUTER = {
     "token_embd": "model.embed_tokens",
@@ -67,8 +76,8 @@ def gguf_config(file: GgufFile) -> dict[str, Any]:
     """What Hugging Face's ``config.json`` would say of the model in ``file``.
 
     Raises:
-        ValueError: the architecture is not one of gemma3, llama and qwen3, a key is missing, or the
-            model is a variant that is not served here.
+        ValueError: the architecture is not one of gemma3, llama, qwen2 and qwen3, a key is missing
+            or makes no sense, or the model is a variant that is not served.
     """
     fields = _Fields(file)
     arch = fields.architecture
@@ -77,18 +86,25 @@ def gguf_config(file: GgufFile) -> dict[str, Any]:
     config |= {key: fields.size(name) for key, name in _SIZES.items()}
     heads = config["num_attention_heads"]
     head_dim = fields.size("attention.key_length", config["hidden_size"] // heads)
+    if (width := fields.size("attention.value_length", head_dim)) != head_dim:
+        raise fields.error("attention.value_length", f"the keys' {head_dim}", width)
     config |= {
         "num_key_value_heads": fields.size("attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "vocab_size": _vocab_size(file),
+        "vocab_size": _vocab_size(file, fields),
         "rms_norm_eps": fields.number("attention.layer_norm_rms_epsilon"),
         "rope_theta": fields.number("rope.freq_base", 1e6 if arch == "gemma3" else 1e4),
-        "rope_scaling": _rope_scaling(file, fields, head_dim, config["max_position_embeddings"]),
+        "rope_scaling": _rope_scaling(file, fields, head_dim),
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
+        "attention_bias": "blk.0.attn_output.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
     }
-    config |= {key: file.metadata.get(name) for key, name in _TOKENS.items()}
+    ends = [fields.token(name) for name in _END_TOKENS]
+    config |= {
+        "bos_token_id": fields.token("bos"),
+        "eos_token_id": list(dict.fromkeys(end for end in ends if end is not None)) or None,
+        "pad_token_id": fields.token("padding"),
+    }
     config |= _gemma3(fields, config) if arch == "gemma3" else {"hidden_act": "silu"}
     return config
 
@@ -148,12 +164,14 @@ def _from_interleaved(values: Tensor, heads: int) -> Tensor:
 
 
 def _check_variant(file: GgufFile, fields: _Fields) -> None:
-    if file.metadata.get("split.count", 1) not in (0, 1):
-        raise ValueError(f"{file.path}: one part of a split file is not a model: merge the parts")
-    if fields.get("expert_count", 0):
-        raise ValueError(f"{file.path}: a mixture of experts is not served")
-    if (window := fields.get("attention.sliding_window")) and fields.architecture != "gemma3":
-        raise ValueError(f"{file.path}: a sliding window of {window} is not served for llama files")
+    if "split.count" in file.metadata:
+        raise ValueError(f"{file.path}: the file must be a whole model, not a part of a split one")
+    plain: dict[str, tuple[Any, ...]] = dict(_PLAIN)
+    if fields.architecture != "gemma3":
+        plain["attention.sliding_window"] = (0,)
+    for name, served in plain.items():
+        if (value := fields.get(name, served[0])) not in served:
+            raise fields.error(name, " or ".join(map(str, served)), value)
 
 
 def _gemma3(fields: _Fields, config: dict[str, Any]) -> dict[str, Any]:
@@ -171,34 +189,36 @@ def _gemma3(fields: _Fields, config: dict[str, Any]) -> dict[str, Any]:
             for layer in range(layers)
         ],
         "rope_local_base_freq": fields.number("rope.freq_base_swa", 1e4),
-        "final_logit_softcapping": fields.get("final_logit_softcapping"),
-        "attn_logit_softcapping": fields.get("attn_logit_softcapping"),
+        "final_logit_softcapping": _optional(fields, "final_logit_softcapping"),
+        "attn_logit_softcapping": _optional(fields, "attn_logit_softcapping"),
     }
 
 
-def _vocab_size(file: GgufFile) -> int:
+def _optional(fields: _Fields, name: str) -> float | None:
+    return None if fields.get(name) is None else fields.number(name)
+
+
+def _vocab_size(file: GgufFile, fields: _Fields) -> int:
     if "token_embd.weight" not in file.tensors:
         raise ValueError(f"{file.path}: the tensor token_embd.weight is missing")
-    return file.tensors["token_embd.weight"].shape[0]
+    size = file.tensors["token_embd.weight"].shape[0]
+    if (stated := fields.size("vocab_size", size)) != size:
+        raise fields.error("vocab_size", f"the {size} rows of token_embd.weight", stated)
+    return size
 
 
-def _rope_scaling(
-    file: GgufFile, fields: _Fields, head_dim: int, context: int
-) -> dict[str, Any] | None:
+def _rope_scaling(file: GgufFile, fields: _Fields, head_dim: int) -> dict[str, Any] | None:
     if (rotated := fields.size("rope.dimension_count", head_dim)) != head_dim:
-        raise ValueError(f"{file.path}: rotating {rotated} of {head_dim} dimensions is not served")
+        raise fields.error("rope.dimension_count", f"the heads' {head_dim}", rotated)
     if _ROPE_FACTORS in file.tensors:
         return _llama3_scaling(file, fields, head_dim)
-    kind = fields.get("rope.scaling.type", "none")
-    if kind == "none":
+    if unknown := fields.names("rope.scaling.") - _SCALING:
+        raise ValueError(f"{file.path}: rope.scaling.{min(unknown)} is not served")
+    if (kind := fields.get("rope.scaling.type", "none")) == "none":
         return None
-    scaling = {"rope_type": kind, "factor": fields.number("rope.scaling.factor")}
-    if kind == "linear":
-        return scaling
-    if kind == "yarn":
-        original = fields.size("rope.scaling.original_context_length", context)
-        return {**scaling, "original_max_position_embeddings": original}
-    raise ValueError(f"{file.path}: rope.scaling.type must be none, linear or yarn, got {kind!r}")
+    if kind != "linear":
+        raise fields.error("rope.scaling.type", "none or linear", kind)
+    return {"rope_type": "linear", "factor": fields.number("rope.scaling.factor")}
 
 
 def _llama3_scaling(file: GgufFile, fields: _Fields, head_dim: int) -> dict[str, Any]:
@@ -241,25 +261,42 @@ class _Fields:
             )
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self._file.metadata.get(f"{self.architecture}.{name}", default)
+        """A value that is not an array."""
+        value = self._file.metadata.get(f"{self.architecture}.{name}", default)
+        if isinstance(value, list | np.ndarray):
+            raise self.error(name, "one value", f"{len(value)}")
+        return value
 
     def size(self, name: str, default: int | None = None) -> int:
         """A positive integer, or one per layer if all are equal."""
-        value = self.get(name, default)
+        value = self._file.metadata.get(f"{self.architecture}.{name}", default)
         if isinstance(value, np.ndarray) and len(values := set(value.tolist())) == 1:
             value = values.pop()
-        if type(value) is not int or value < 1:
-            raise self._error(name, "a positive integer", value)
+        if type(value) is not int or not 1 <= value <= MAX_SIZE:
+            raise self.error(name, f"an integer from 1 to {MAX_SIZE}", value)
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
         """A positive number."""
         value = self.get(name, default)
         if type(value) not in (int, float) or not 0 < value < float("inf"):
-            raise self._error(name, "a positive number", value)
+            raise self.error(name, "a positive number", value)
         return float(value)
 
-    def _error(self, name: str, what: str, value: Any) -> ValueError:
+    def token(self, name: str) -> int | None:
+        """The number of a special token, if the file has one."""
+        key = f"tokenizer.ggml.{name}_token_id"
+        value = self._file.metadata.get(key)
+        if value is not None and (type(value) is not int or value < 0):
+            raise ValueError(f"{self._file.path}: {key} must be a token number, got {value!r}")
+        return value
+
+    def names(self, prefix: str) -> set[str]:
+        """The rests of the names that start with ``prefix``."""
+        whole = f"{self.architecture}.{prefix}"
+        return {key.removeprefix(whole) for key in self._file.metadata if key.startswith(whole)}
+
+    def error(self, name: str, what: str, value: Any) -> ValueError:
         return ValueError(
             f"{self._file.path}: {self.architecture}.{name} must be {what}, got {value!r}"
         )

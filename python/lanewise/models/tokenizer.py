@@ -291,13 +291,12 @@ def _add_special(tokenizer: Any, vocabulary: _Vocabulary, library: ModuleType) -
     if vocabulary.get("token_type") is None:
         return
     types = vocabulary.numbers("token_type").tolist()
-    known = tokenizer.get_vocab(with_added_tokens=False)
 
     def of_type(number: int) -> list[Any]:
         return [
             library.AddedToken(token, normalized=False, special=number == _CONTROL)
             for token, kind in zip(vocabulary.tokens, types, strict=True)
-            if kind == number and token in known
+            if kind == number and tokenizer.token_to_id(token) is not None
         ]
 
     tokenizer.add_special_tokens(of_type(_CONTROL))
