@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from lanewise import ops
 
+# Positions whose angles are made at once.
+_PIECE = 1024
+
 
 class RotaryEmbedding(nn.Module):
     """Rotary position embedding (Su et al., "RoFormer", 2021) from tables made once, on
@@ -59,9 +62,15 @@ class RotaryEmbedding(nn.Module):
             if self._inv_freq is None
             else torch.tensor(self._inv_freq, dtype=torch.float64, device=device)
         )
-        angles = position_angles(self.max_positions, inv_freq)
-        self.register_buffer("cos", angles.cos().float(), persistent=False)
-        self.register_buffer("sin", angles.sin().float(), persistent=False)
+        shape = (self.max_positions, self.dim // 2)
+        cos, sin = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(2))
+        # In pieces: in float64 a whole table would take four times the memory of the one it makes.
+        for start in range(0, self.max_positions, _PIECE):
+            angles = position_angles(min(_PIECE, self.max_positions - start), inv_freq, start)
+            cos[start : start + _PIECE] = angles.cos()
+            sin[start : start + _PIECE] = angles.sin()
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
 
     def _apply(self, *args: Any, **kwargs: Any) -> RotaryEmbedding:
         super()._apply(*args, **kwargs)
@@ -159,9 +168,10 @@ def inverse_frequencies(dim: int, base: float, device: Any = None) -> Tensor:
     return base ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
 
 
-def position_angles(count: int, inv_freq: Tensor) -> Tensor:
-    """[count, len(inv_freq)]: position times frequency; float64 keeps the phase of far ones."""
-    positions = torch.arange(count, dtype=torch.float64, device=inv_freq.device)
+def position_angles(count: int, inv_freq: Tensor, start: int = 0) -> Tensor:
+    """[count, len(inv_freq)]: position, from ``start`` on, times frequency; float64 keeps the phase
+    of far ones."""
+    positions = torch.arange(start, start + count, dtype=torch.float64, device=inv_freq.device)
     return torch.outer(positions, inv_freq)
 
 
