@@ -243,6 +243,26 @@ def test_a_directory(tmp_path: Path) -> None:
     assert read_special_tokens(tmp_path).chat_template == "new"
 
 
+def test_padding_and_cutting_are_dropped(tmp_path: Path) -> None:
+    """A hostile length of padding would take all memory at the first text."""
+    made = load_tokenizer(write(tmp_path / "model.gguf", sentencepiece()))
+    plain = made.encode("Hello, world!").ids
+    made.enable_padding(length=2**40)
+    made.enable_truncation(1)
+    made.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).encode("Hello, world!").ids == plain
+
+
+def test_a_template_of_missing_tokens_is_refused(tmp_path: Path) -> None:
+    """The library panics over it, at the first text."""
+    made = load_tokenizer(write(tmp_path / "model.gguf", sentencepiece()))
+    content = json.loads(made.to_str())
+    content["post_processor"]["special_tokens"] = {}
+    write_json(tmp_path / "tokenizer.json", content)
+    with pytest.raises(ValueError, match=r"tokenizer\.json: no entry found for key"):
+        load_tokenizer(tmp_path)
+
+
 def test_directories_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no .*tokenizer\.json"):
         load_tokenizer(tmp_path)

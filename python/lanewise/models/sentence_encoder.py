@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lanewise.models.bert import Bert
 from lanewise.models.config import read_json
 from lanewise.models.optional import require
+from lanewise.models.tokenizer import load_tokenizer
 
 
 class SentenceEncoder(nn.Module):
@@ -48,7 +49,7 @@ class SentenceEncoder(nn.Module):
             ImportError: the package tokenizers or safetensors is missing.
         """
         path = Path(path)
-        tokenizers = require("tokenizers", "embedding sentences")
+        require("tokenizers", "embedding sentences")
         modules = {
             module["type"].rpartition(".")[2]: path / module["path"]
             for module in read_json(path / "modules.json")
@@ -58,7 +59,7 @@ class SentenceEncoder(nn.Module):
         _check_pooling(read_json(modules["Pooling"] / "config.json"))
         return cls(
             Bert.from_pretrained(path, device=device, dtype=dtype),
-            tokenizers.Tokenizer.from_file(str(path / "tokenizer.json")),
+            load_tokenizer(path),
             max_tokens=read_json(path / "sentence_bert_config.json")["max_seq_length"],
             normalize="Normalize" in modules,
         ).eval()

@@ -61,7 +61,8 @@ class SpecialTokens:
 def load_tokenizer(path: str | Path) -> Any:
     """The ``tokenizers.Tokenizer`` of the model at ``path``.
 
-    ``encode(text)`` starts with the bos token where the model wants one, as transformers does.
+    ``encode(text)`` starts with the bos token where the model wants one, as transformers does. It
+    does not pad or cut: what the file says of that is dropped.
 
     Args:
         path: what `open_checkpoint` takes.
@@ -80,9 +81,15 @@ def load_tokenizer(path: str | Path) -> Any:
     if not file_path.exists():
         raise FileNotFoundError(f"load_tokenizer: there is no {file_path}")
     try:
-        return library.Tokenizer.from_file(str(file_path))
-    except Exception as error:  # the library raises nothing narrower
+        tokenizer = library.Tokenizer.from_file(str(file_path))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode("a")  # the library finds some faults only now
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # nothing narrower: a panic of the library is no Exception
         raise ValueError(f"{file_path}: {error}") from None
+    return tokenizer
 
 
 def read_special_tokens(path: str | Path) -> SpecialTokens:
