@@ -3,78 +3,19 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from fake_decoder import POSITIONS, STOP, VOCABULARY, FakeDecoder
 
 from lanewise.models.generation import generate, stream
 from lanewise.models.sampling import Sampling
 
-VOCABULARY, POSITIONS, STOP = 50, 40, 7
-
-
-@dataclass
-class Config:
-    vocab_size: int = VOCABULARY
-    max_positions: int = POSITIONS
-    eos_token_ids: tuple[int, ...] = (STOP,)
-    bos_token_id: int | None = None
-
-
-class Cache:
-    """The tokens themselves stand for what a layer would have computed from them."""
-
-    def __init__(self, batch: int, max_tokens: int) -> None:
-        self.rows: list[list[int]] = [[] for _ in range(batch)]
-        self.max_tokens = max_tokens
-
-    @property
-    def lengths(self) -> list[int]:
-        return [len(row) for row in self.rows]
-
-    def keep(self, indices: list[int]) -> None:
-        self.rows = [self.rows[index] for index in indices]
-
-
-class Fake(nn.Module):
-    """Logits made of a hash of the whole sequence; keeps what it was called with."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.config = Config()
-        self.weight = nn.Parameter(torch.zeros(1))
-        self.caches: list[Cache] = []
-        self.steps: list[list[int]] = []
-
-    def new_cache(self, batch: int, max_tokens: int) -> Cache:
-        self.caches.append(Cache(batch, max_tokens))
-        return self.caches[-1]
-
-    def extend(self, tokens: Tensor, counts: list[int], cache: Cache) -> Tensor:
-        assert torch.is_inference_mode_enabled()
-        assert tokens.dtype == torch.int64
-        assert tokens.shape == (sum(counts),)
-        self.steps.append(counts)
-        logits = []
-        for row, new in zip(cache.rows, tokens.split(counts), strict=True):
-            row.extend(new.tolist())
-            assert len(row) <= cache.max_tokens
-            # What the row of a sequence without new tokens holds is not promised.
-            logits.append(self.logits(row) if len(new) else torch.full((VOCABULARY,), torch.nan))
-        return torch.stack(logits)
-
-    @staticmethod
-    def logits(row: list[int]) -> Tensor:
-        seed = hash(tuple(row)) % 2**63
-        return torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(seed))
-
 
 @pytest.fixture
-def model() -> Fake:
-    return Fake()
+def model() -> FakeDecoder:
+    return FakeDecoder()
 
 
 def prompts(count: int) -> list[list[int]]:
@@ -89,14 +30,14 @@ def prompts(count: int) -> list[list[int]]:
 def alone(prompt: list[int], max_new_tokens: int, stop: tuple[int, ...] = (STOP,)) -> list[int]:
     row = list(prompt)
     while len(row) < len(prompt) + max_new_tokens:
-        row.append(int(Fake.logits(row).argmax()))
+        row.append(int(FakeDecoder().logits(row).argmax()))
         if row[-1] in stop:
             break
     return row[len(prompt) :]
 
 
 @pytest.mark.parametrize("prefill_chunk", [1, 3, 16, 1000])
-def test_a_ragged_batch(model: Fake, prefill_chunk: int) -> None:
+def test_a_ragged_batch(model: FakeDecoder, prefill_chunk: int) -> None:
     batch = prompts(12)
     expected = [alone(prompt, 20) for prompt in batch]
     assert len({len(row) for row in expected}) > 1, "all end together: not a test of leaving"
@@ -104,20 +45,20 @@ def test_a_ragged_batch(model: Fake, prefill_chunk: int) -> None:
     assert all(0 < sum(counts) <= max(prefill_chunk, 12) for counts in model.steps)
 
 
-def test_finished_sequences_leave(model: Fake) -> None:
+def test_finished_sequences_leave(model: FakeDecoder) -> None:
     batch = prompts(12)
     lengths = [len(row) for row in generate(model, batch, max_new_tokens=20)]
     decoded = [len(counts) for counts in model.steps[1:]]
     assert decoded == [sum(n > step for n in lengths) for step in range(1, max(lengths))]
 
 
-def test_the_cache_is_as_large_as_needed(model: Fake) -> None:
+def test_the_cache_is_as_large_as_needed(model: FakeDecoder) -> None:
     generate(model, prompts(5), max_new_tokens=9)
     (cache,) = model.caches
     assert cache.max_tokens == max(map(len, prompts(5))) + 8
 
 
-def test_stop_tokens(model: Fake) -> None:
+def test_stop_tokens(model: FakeDecoder) -> None:
     prompt = prompts(3)[2]
     without = alone(prompt, 20, stop=())
     assert generate(model, [prompt], max_new_tokens=20, stop_tokens=()) == [without]
@@ -127,13 +68,13 @@ def test_stop_tokens(model: Fake) -> None:
     assert found == [without[: min(first) + 1]]
 
 
-def test_one_new_token_takes_no_second_step(model: Fake) -> None:
+def test_one_new_token_takes_no_second_step(model: FakeDecoder) -> None:
     batch = prompts(4)
     assert generate(model, batch, max_new_tokens=1) == [alone(prompt, 1) for prompt in batch]
     assert len(model.steps) == 1
 
 
-def test_a_full_context(model: Fake) -> None:
+def test_a_full_context(model: FakeDecoder) -> None:
     prompt = [1] * POSITIONS
     assert generate(model, [prompt], max_new_tokens=1) == [alone(prompt, 1)]
     with pytest.raises(
@@ -142,7 +83,7 @@ def test_a_full_context(model: Fake) -> None:
         generate(model, [[1], prompt], max_new_tokens=2)
 
 
-def test_stream_is_generate_step_by_step(model: Fake) -> None:
+def test_stream_is_generate_step_by_step(model: FakeDecoder) -> None:
     batch = prompts(6)
     pairs = list(stream(model, batch, max_new_tokens=10))
     found = generate(model, batch, max_new_tokens=10)
@@ -152,24 +93,24 @@ def test_stream_is_generate_step_by_step(model: Fake) -> None:
     assert first == list(range(6))
 
 
-def test_a_stream_computes_when_it_is_asked(model: Fake) -> None:
+def test_a_stream_computes_when_it_is_asked(model: FakeDecoder) -> None:
     tokens = stream(model, [[1, 2]], max_new_tokens=10)
     assert model.steps == []
     next(tokens)
     assert model.steps == [[2]]
 
 
-def test_the_callers_mode_is_left_alone(model: Fake) -> None:
+def test_the_callers_mode_is_left_alone(model: FakeDecoder) -> None:
     for _ in stream(model, prompts(2), max_new_tokens=3):
         assert not torch.is_inference_mode_enabled()
         assert torch.is_grad_enabled()
 
 
-def test_no_prompts(model: Fake) -> None:
+def test_no_prompts(model: FakeDecoder) -> None:
     assert generate(model, [], max_new_tokens=3) == []
 
 
-def test_prompts_of_tensors(model: Fake) -> None:
+def test_prompts_of_tensors(model: FakeDecoder) -> None:
     batch = prompts(3)
     tensors: Any = [torch.tensor(prompt, dtype=torch.int32) for prompt in batch]
     assert generate(model, tensors, max_new_tokens=5) == generate(model, batch, max_new_tokens=5)
@@ -180,7 +121,7 @@ def test_prompts_of_tensors(model: Fake) -> None:
 SEEDED = Sampling(temperature=1.5, top_k=20, seed=3)
 
 
-def test_a_seed_repeats_the_text_in_any_batch(model: Fake) -> None:
+def test_a_seed_repeats_the_text_in_any_batch(model: FakeDecoder) -> None:
     batch = prompts(5)
     together = generate(model, batch, max_new_tokens=12, sampling=SEEDED)
     assert together == generate(model, batch, max_new_tokens=12, sampling=SEEDED)
@@ -191,14 +132,14 @@ def test_a_seed_repeats_the_text_in_any_batch(model: Fake) -> None:
     assert backwards == together[::-1]
 
 
-def test_equal_prompts_draw_differently(model: Fake) -> None:
+def test_equal_prompts_draw_differently(model: FakeDecoder) -> None:
     prompt = prompts(1)[0]
     found = generate(model, [prompt] * 6, max_new_tokens=12, sampling=SEEDED)
     assert len({tuple(tokens) for tokens in found}) == 6
     assert found[0] == generate(model, [prompt], max_new_tokens=12, sampling=SEEDED)[0]
 
 
-def test_without_a_seed_torchs_own_decides(model: Fake) -> None:
+def test_without_a_seed_torchs_own_decides(model: FakeDecoder) -> None:
     def draws(seed: int) -> list[list[int]]:
         torch.manual_seed(seed)
         return generate(model, [[1, 2]], max_new_tokens=10, sampling=Sampling())
@@ -207,7 +148,7 @@ def test_without_a_seed_torchs_own_decides(model: Fake) -> None:
     assert draws(0) != draws(1)
 
 
-def test_the_repetition_penalty_sees_the_prompt(model: Fake) -> None:
+def test_the_repetition_penalty_sees_the_prompt(model: FakeDecoder) -> None:
     strong = Sampling(temperature=0.0, repetition_penalty=1e9)
     prompt = prompts(3)[2]
     (found,) = generate(model, [prompt], max_new_tokens=10, sampling=strong, stop_tokens=())
@@ -244,7 +185,7 @@ def test_the_repetition_penalty_sees_the_prompt(model: Fake) -> None:
     ],
 )
 def test_bad_input_is_refused_before_any_work(
-    model: Fake, batch: Any, values: dict[str, Any], error: type[Exception], message: str
+    model: FakeDecoder, batch: Any, values: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=re.escape(f"generate: {message}")):
         stream(model, batch, **{"max_new_tokens": 3, **values})
