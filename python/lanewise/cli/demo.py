@@ -14,8 +14,8 @@ from lanewise.cli.info import machine
 from lanewise.cli.plain_bert import PlainBert
 from lanewise.cli.timing import alternate
 from lanewise.models import SentenceEncoder
+from lanewise.models.batches import pad
 from lanewise.models.optional import require
-from lanewise.models.sentence_encoder import pad
 from lanewise.nn import pack
 
 SENTENCES = (

@@ -127,8 +127,10 @@ def distribution(
         ValueError: the largest logit is not a finite number.
     """
     row = _penalized(_row(logits), set(seen), sampling.repetition_penalty)
+    tokens: Ints
+    weights: Floats
     if sampling.temperature == 0:
-        tokens, weights = row.argmax(keepdims=True), np.ones(1)
+        tokens, weights = np.array([row.argmax()]), np.ones(1, row.dtype)
     else:
         tokens, weights = _filtered(row, sampling)
     probabilities = torch.from_numpy(weights).double()
