@@ -21,12 +21,16 @@ class TextGenerator:
     Args:
         model: the decoder.
         tokenizer: a ``tokenizers.Tokenizer``, which also adds what a text begins with.
-
+        stop_tokens: the tokens that end a text; those of the model's config if None.
     """
 
-    def __init__(self, model: Decoder, tokenizer: Any) -> None:
+    def __init__(
+        self, model: Decoder, tokenizer: Any, *, stop_tokens: Iterable[int] | None = None
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        stops = model.config.eos_token_ids if stop_tokens is None else stop_tokens
+        self.stop_tokens = tuple(stops)
 
     @classmethod
     def from_pretrained(
@@ -40,10 +44,13 @@ class TextGenerator:
                 not fit its config.
             ImportError: a package for reading the files is missing.
         """
-        from lanewise.models import load
-        from lanewise.models.tokenizer import load_tokenizer
+        from lanewise.models.auto import load
+        from lanewise.models.tokenizer import load_tokenizer, read_special_tokens
 
-        return cls(load(path, device=device, dtype=dtype), load_tokenizer(path))
+        model = load(path, device=device, dtype=dtype)
+        # A directory may name more of them for generation than in its config.
+        stops = read_special_tokens(path).eos_ids or None
+        return cls(model, load_tokenizer(path), stop_tokens=stops)
 
     @overload
     def generate(self, prompts: str, **options: Any) -> str: ...
@@ -81,7 +88,7 @@ class TextGenerator:
         Raises:
             ValueError: as there; in the call, before the first step.
         """
-        stops = self.model.config.eos_token_ids if stop_tokens is None else tuple(stop_tokens)
+        stops = self.stop_tokens if stop_tokens is None else tuple(stop_tokens)
         rows = [self.encode(prompt) for prompt in prompts]
         tokens = generation.stream(
             self.model,

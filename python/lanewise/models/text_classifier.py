@@ -163,7 +163,7 @@ def load_classifier(
 
     Arguments and errors are those of ``from_pretrained``.
     """
-    classes = {
+    classes: dict[str, type[TextClassifier] | type[TokenClassifier]] = {
         "BertForSequenceClassification": TextClassifier,
         "BertForTokenClassification": TokenClassifier,
     }
