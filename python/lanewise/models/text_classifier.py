@@ -18,14 +18,7 @@ from lanewise.models.tokenizer import load_tokenizer
 
 
 class _Classifier:
-    """What both classifiers share: from texts to the logits of the model.
-
-    Args:
-        model: the encoder with its head.
-        tokenizer: a ``tokenizers.Tokenizer``; its padding and truncation are replaced.
-        truncate: whether texts of more tokens than the model has positions are cut, rather than
-            refused.
-    """
+    """What both classifiers share: from texts to the logits of the model."""
 
     _model_class: Any
 
@@ -91,7 +84,17 @@ class _Classifier:
 
 
 class TextClassifier(_Classifier):
-    """A `BertForSequenceClassification` and its tokenizer; see `_Classifier` for the arguments."""
+    """A `BertForSequenceClassification` and its tokenizer.
+
+    Args:
+        model: the encoder with its head.
+        tokenizer: a ``tokenizers.Tokenizer``; its padding and truncation are replaced.
+        truncate: whether texts of more tokens than the model has positions are cut, rather than
+            refused.
+
+    Raises:
+        ValueError: the tokenizer has more tokens than the model.
+    """
 
     model: BertForSequenceClassification
     _model_class = BertForSequenceClassification
@@ -121,7 +124,17 @@ class Span:
 
 
 class TokenClassifier(_Classifier):
-    """A `BertForTokenClassification` and its tokenizer; see `_Classifier` for the arguments."""
+    """A `BertForTokenClassification` and its tokenizer.
+
+    Args:
+        model: the encoder with its head.
+        tokenizer: a ``tokenizers.Tokenizer``; its padding and truncation are replaced.
+        truncate: whether texts of more tokens than the model has positions are cut, rather than
+            refused.
+
+    Raises:
+        ValueError: the tokenizer has more tokens than the model.
+    """
 
     model: BertForTokenClassification
     _model_class = BertForTokenClassification
