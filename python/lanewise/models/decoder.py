@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lanewise import ops
+from lanewise.models import generation
 from lanewise.nn import LearnedPositionEmbedding, Linear, PagedCache, TransformerLayer
 from lanewise.nn.packing import HoldsPackings
 
@@ -126,6 +127,11 @@ class Decoder(HoldsPackings):
         logits = found.new_full((len(counts), found.shape[1]), torch.nan)
         logits[new] = found
         return logits
+
+    def generate(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
+        """The tokens that follow each prompt: `lanewise.models.generation.generate`, whose options
+        these are."""
+        return generation.generate(self, prompts, **options)
 
     def _embed(self, tokens: Tensor, places: Tensor) -> Tensor:
         x = self.embedding(tokens)

@@ -6,8 +6,9 @@ import importlib
 from types import ModuleType
 
 
-def require(module: str, purpose: str, extra: str = "models") -> ModuleType:
-    """Imports ``module``, or raises ImportError that says which extra of ours brings it."""
+def require(module: str, purpose: str, source: str = "lanewise[models]") -> ModuleType:
+    """Imports ``module``, or raises ImportError with one sentence that says how to get it: by
+    installing ``source``."""
     package = module.partition(".")[0]
     try:
         importlib.import_module(package)
@@ -15,6 +16,6 @@ def require(module: str, purpose: str, extra: str = "models") -> ModuleType:
         if error.name != package:
             raise
         raise ImportError(
-            f"lanewise: {purpose} needs the package {package}: pip install lanewise[{extra}]"
+            f"lanewise: {purpose} needs the package {package}: pip install {source}"
         ) from None
     return importlib.import_module(module)

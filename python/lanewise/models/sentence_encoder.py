@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lanewise.models.batches import batches
 from lanewise.models.bert import Bert
 from lanewise.models.config import read_json
 from lanewise.models.optional import require
@@ -76,31 +77,14 @@ class SentenceEncoder(nn.Module):
 
     @torch.inference_mode()
     def encode(self, sentences: Sequence[str], *, batch_size: int = 32) -> Tensor:
-        """Sentences → embeddings [len(sentences), E], on the CPU, in their order.
-
-        Sentences of like length share a batch, so that little work goes into padding.
-        """
+        """Sentences → embeddings [len(sentences), E], on the CPU, in their order."""
         rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(sentences))]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         device = self.bert.embeddings.norm.weight.device
         found = torch.empty(len(rows), self.bert.config.hidden_size)
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            ids, mask = pad([rows[i] for i in batch])
+        for indices, ids, mask in batches(rows, batch_size):
             mask = None if mask is None else mask.to(device)
-            found[batch] = self(ids.to(device), mask).float().cpu()
+            found[indices] = self(ids.to(device), mask).float().cpu()
         return found
-
-
-def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
-    """Rows of token numbers → ids [B, S] padded with 0, and the mask, None if all are as long."""
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-    for row, tokens in zip(ids, rows, strict=True):
-        row[: len(tokens)] = torch.tensor(tokens)
-    if int(lengths.min()) == ids.shape[1]:
-        return ids, None
-    return ids, torch.arange(ids.shape[1]) < lengths[:, None]
 
 
 def _check_pooling(config: dict[str, Any]) -> None:
