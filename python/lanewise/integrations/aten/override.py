@@ -1,0 +1,100 @@
+"""Standing in for one of torch's kernels, and giving it back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lanewise import _host
+from lanewise.integrations.aten.reason import SERVED, TORCH_IS_FASTER
+from lanewise.integrations.aten.report import Report
+
+
+@dataclass(frozen=True)
+class Override:
+    """What a dispatch key of an aten op does while it is routed.
+
+    Attributes:
+        name: the op in the report.
+        overload: torch's own.
+        key: the dispatch key whose kernel is replaced.
+        decline: takes the call's arguments; SERVED, or the reason why lanewise does not serve them.
+        serve: takes the same arguments, and gives what torch's kernel would.
+        heavy: likewise for calls declined because torch is faster: as torch's kernel, which runs
+            while other Python threads do; the way back to that kernel itself holds them up.
+    """
+
+    name: str
+    overload: torch._ops.OpOverload
+    key: str
+    decline: Callable[..., str]
+    serve: Callable[..., Any]
+    heavy: Callable[..., Any] | None = None
+
+
+class Overrides:
+    """The overrides in force, and the report that counts their calls."""
+
+    def __init__(self) -> None:
+        self.report = Report()
+        self._overrides: Sequence[Override] = ()
+        self._library: torch.library.Library | None = None
+
+    def replace(self, overrides: Sequence[Override]) -> None:
+        if overrides == self._overrides:
+            return
+        if self._library is not None:
+            self._library._destroy()
+            self._library = None
+        self._overrides = overrides
+        if overrides:
+            self._library = torch.library.Library("aten", "IMPL")
+            with warnings.catch_warnings():  # that a kernel is overridden is what we mean to do
+                warnings.simplefilter("ignore")
+                for override in overrides:
+                    kernel = self._kernel(override)
+                    self._library.impl(override.overload, kernel, override.key, with_keyset=True)
+
+    def _kernel(self, override: Override) -> Callable[..., Any]:
+        original = torch.library.get_kernel(override.overload, override.key).call_boxed
+        decline, serve, heavy = override.decline, override.serve, override.heavy
+        name, served = override.name, (override.name, SERVED)
+
+        def kernel(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Any:
+            reason = decline(*args, **kwargs)
+            if reason is SERVED:
+                self.report.count(served)
+                return serve(*args, **kwargs)
+            self.report.count((name, reason))
+            if heavy is not None and reason is TORCH_IS_FASTER:
+                return heavy(*args, **kwargs)
+            return original(keyset, *args, **kwargs)
+
+        return kernel
+
+
+ISA = _host.isa()
+SERVED_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
+
+# A lanewise op is called as a kernel is: no Python override of torch functions, no autocast and no
+# autograd comes between, whatever the caller has switched on.
+_ABOVE = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.AutogradCPU
+)
+
+
+def call(op: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Any:
+    with torch._C.DisableTorchFunction(), torch._C._ExcludeDispatchKeyGuard(_ABOVE):
+        return op(*args, **kwargs)
+
+
+def laid_out_like(out: Tensor, strides: Sequence[int]) -> Tensor:
+    """`out`, copied where its strides are not those that torch's kernel would give."""
+    if out.stride() == tuple(strides):
+        return out
+    return torch.empty_strided(out.shape, strides, dtype=out.dtype).copy_(out)

@@ -1,0 +1,80 @@
+"""Where lanewise is at least as fast as torch: pure functions of a call and the instruction set.
+
+Each answers SERVED, or the reason to leave a call to torch. The bounds are where torch 2.13 and
+lanewise took the same time, on two cores of a Zen 5 machine as it is (avx512bf16) and as if it had
+no AVX-512 (avx2); the detour through Python is counted in, which small calls do not repay.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lanewise.integrations.aten.reason import SERVED, TOO_SMALL, TORCH_IS_FASTER, UNMEASURED
+
+MEASURED = ("avx2", "avx512", "avx512bf16")
+
+# Multiplications from which a product pays: of one row, of up to 16 rows, and of more.
+_AVX2 = {
+    torch.float32: (1 << 19, 1 << 18, 1 << 21),
+    torch.bfloat16: (1 << 18, 1 << 15, 1 << 15),
+    torch.float16: (1 << 18, 1 << 15, 1 << 15),
+}
+_AVX512 = {**_AVX2, torch.float32: (1 << 19, 1 << 18, 1 << 19)}
+_FEWEST = {
+    "avx2": _AVX2,
+    "avx512": _AVX512,
+    "avx512bf16": {**_AVX512, torch.bfloat16: (1 << 16, 1 << 13, 1 << 13)},
+}
+
+
+def product(isa: str, dtype: torch.dtype, batch: int, m: int, n: int, k: int, layout: str) -> str:
+    """`batch` products of [m, k] and [k, n].
+
+    `layout` is "linear" where both operands are contiguous along k, as those of F.linear,
+    "plain" where both are along their last dimension, and "other".
+    """
+    if isa not in MEASURED:
+        return UNMEASURED
+    rows = 0 if m == 1 else 1 if m <= 16 else 2
+    work = m * n * k
+    if batch * work < _FEWEST[isa][dtype][rows]:
+        return TOO_SMALL
+    if dtype is torch.bfloat16:
+        # oneDNN has good kernels where the CPU multiplies bfloat16, and one for AVX2: that of the
+        # gradient of a weight.
+        if isa == "avx512bf16" and work > 1 << 22 and m > (32 if layout == "linear" else 2):
+            return TORCH_IS_FASTER
+        if isa == "avx2" and layout == "other" and batch * work < 1 << 18:
+            return TOO_SMALL
+    return SERVED
+
+
+def attention(
+    isa: str,
+    dtype: torch.dtype,
+    batch: int,
+    heads: int,
+    queries: int,
+    keys: int,
+    dim: int,
+) -> str:
+    """Scaled dot-product attention, forward or backward."""
+    if isa not in MEASURED:
+        return UNMEASURED
+    return SERVED
+
+
+def rms_norm(isa: str, cols: int) -> str:
+    """Root mean square norm of any number of rows: torch makes a dozen passes of its own each."""
+    return SERVED if isa in MEASURED else UNMEASURED
+
+
+def layer_norm(isa: str, dtype: torch.dtype, rows: int, cols: int, gradient: bool) -> str:
+    """Layer norm, alone or with its gradient, which needs an autograd function in Python."""
+    if isa not in MEASURED:
+        return UNMEASURED
+    if cols < 256 or rows * cols < 1 << (20 if gradient else 18):
+        return TOO_SMALL
+    if gradient and dtype is torch.float32 and rows * cols < 1 << 21:
+        return TOO_SMALL
+    return SERVED
