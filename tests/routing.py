@@ -23,7 +23,11 @@ def always() -> Iterator[Report]:
     with (
         mock.patch.multiple(
             worth,
+            LEAST_PRODUCT={},
+            LEAST_ATTENTION={},
+            LEAST_LAYER_NORM=0,
             product=lambda *_: SERVED,
+            product_with_summand=lambda *_: SERVED,
             attention=lambda *_: SERVED,
             # Of one column or two gradients vanish, and any rounding is infinitely far from 0.
             rms_norm=lambda isa, cols: SERVED if cols > 2 else TOO_SMALL,

@@ -28,6 +28,17 @@ _attention, _backward = ops.attention.default, ops.attention_backward.default
 _aten = torch.ops.aten
 
 
+def _tiny(q: Tensor, k: Tensor, *_: Any) -> bool:
+    try:
+        return q.numel() * k.size(-2) < worth.LEAST_ATTENTION.get(q.dtype, 0)
+    except IndexError:  # too few dimensions, which is torch's to refuse
+        return False
+
+
+def _tiny_backward(grad: Tensor, q: Tensor, k: Tensor, *_: Any) -> bool:
+    return _tiny(q, k)
+
+
 def _decline(
     q: Tensor,
     k: Tensor,
@@ -165,19 +176,16 @@ def _with_tokens_first(grad: Tensor, tokens: int) -> Tensor:
     return whole
 
 
+_kernel = _aten._scaled_dot_product_flash_attention_for_cpu.default
+_kernel_backward = _aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 OVERRIDES = {
     NAME: (
-        Override(
-            NAME,
-            _aten._scaled_dot_product_flash_attention_for_cpu.default,
-            "CPU",
-            _decline,
-            _serve,
-        ),
+        Override(NAME, _kernel, "CPU", _tiny, _decline, _serve),
         Override(
             f"{NAME} backward",
-            _aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
+            _kernel_backward,
             "CPU",
+            _tiny_backward,
             _decline_backward,
             _serve_backward,
         ),

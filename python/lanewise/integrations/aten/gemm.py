@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,17 @@ _matmul, _linear = ops.matmul.default, ops.linear.default
 _aten = torch.ops.aten
 
 
+def _tiny_product(a: Tensor, b: Tensor) -> bool:
+    try:
+        return a.numel() * b.size(-1) < worth.LEAST_PRODUCT.get(a.dtype, 0)
+    except IndexError:  # no dimension, which is torch's to refuse
+        return False
+
+
+def _tiny_sum(c: Tensor, a: Tensor, b: Tensor) -> bool:
+    return _tiny_product(a, b)
+
+
 def _decline_product(a: Tensor, b: Tensor, rank: int) -> str:
     dtype = a.dtype
     if dtype not in SERVED_DTYPES or b.dtype is not dtype:
@@ -29,7 +41,8 @@ def _decline_product(a: Tensor, b: Tensor, rank: int) -> str:
     if a.numel() == 0 or b.numel() == 0:
         return EMPTY
     batch = left[0] if rank == 3 else 1
-    return worth.product(ISA, dtype, batch, left[-2], right[-1], left[-1], _layout(a, b))
+    m, k, n = left[-2], left[-1], right[-1]
+    return worth.product(ISA, torch.get_num_threads(), dtype, batch, m, n, k, _layout(a, b))
 
 
 def _layout(a: Tensor, b: Tensor) -> str:
@@ -64,7 +77,10 @@ def _decline_addmm(c: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any
 
 
 def _decline_baddbmm(c: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> str:
-    return _decline_sum(c, a, b, 3, beta, alpha)
+    reason = _decline_sum(c, a, b, 3, beta, alpha)
+    if beta and not reason:
+        return worth.product_with_summand(a.dtype, a.shape[-2], b.shape[-1], a.shape[-1])
+    return reason
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -104,13 +120,13 @@ def _heavy_baddbmm(c: Tensor, a: Tensor, b: Tensor, **scales: Any) -> Tensor:
     return call(_aten.baddbmm.out, c, a, b, **scales, out=a.new_empty(0))
 
 
+def _override(name: str, *functions: Callable[..., Any]) -> tuple[Override, ...]:
+    return (Override(name, getattr(_aten, name).default, "CPU", *functions),)
+
+
 OVERRIDES = {
-    "mm": (Override("mm", _aten.mm.default, "CPU", _decline_mm, _product, _heavy_mm),),
-    "addmm": (Override("addmm", _aten.addmm.default, "CPU", _decline_addmm, _addmm, _heavy_addmm),),
-    "bmm": (Override("bmm", _aten.bmm.default, "CPU", _decline_bmm, _product, _heavy_bmm),),
-    "baddbmm": (
-        Override(
-            "baddbmm", _aten.baddbmm.default, "CPU", _decline_baddbmm, _baddbmm, _heavy_baddbmm
-        ),
-    ),
+    "mm": _override("mm", _tiny_product, _decline_mm, _product, _heavy_mm),
+    "addmm": _override("addmm", _tiny_sum, _decline_addmm, _addmm, _heavy_addmm),
+    "bmm": _override("bmm", _tiny_product, _decline_bmm, _product, _heavy_bmm),
+    "baddbmm": _override("baddbmm", _tiny_sum, _decline_baddbmm, _baddbmm, _heavy_baddbmm),
 }

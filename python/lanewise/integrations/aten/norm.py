@@ -89,6 +89,10 @@ def _differentiable_gradients(
 # --- rms_norm ------------------------------------------------------------------------------------
 
 
+def _tiny_rms(*_: Any) -> bool:
+    return False
+
+
 def _decline_rms(
     x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> str:
@@ -136,6 +140,10 @@ class _RmsNorm(torch.autograd.Function):
 
 
 # --- layer_norm ----------------------------------------------------------------------------------
+
+
+def _tiny_layer(x: Tensor, *_: Any) -> bool:
+    return x.numel() < worth.LEAST_LAYER_NORM
 
 
 def _decline_layer(
@@ -204,10 +212,22 @@ class _LayerNorm(torch.autograd.Function):
 OVERRIDES = {
     "layer_norm": (
         Override(
-            "layer_norm", _aten.layer_norm.default, "AutogradCPU", _decline_layer, _layer_norm
+            "layer_norm",
+            _aten.layer_norm.default,
+            "AutogradCPU",
+            _tiny_layer,
+            _decline_layer,
+            _layer_norm,
         ),
     ),
     "rms_norm": (
-        Override("rms_norm", _aten.rms_norm.default, "AutogradCPU", _decline_rms, _rms_norm),
+        Override(
+            "rms_norm",
+            _aten.rms_norm.default,
+            "AutogradCPU",
+            _tiny_rms,
+            _decline_rms,
+            _rms_norm,
+        ),
     ),
 }

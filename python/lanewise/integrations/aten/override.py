@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lanewise import _host
-from lanewise.integrations.aten.reason import SERVED, TORCH_IS_FASTER
+from lanewise.integrations.aten.reason import SERVED, TOO_SMALL, TORCH_IS_FASTER
 from lanewise.integrations.aten.report import Report
 
 
@@ -23,15 +23,18 @@ class Override:
         name: the op in the report.
         overload: torch's own.
         key: the dispatch key whose kernel is replaced.
+        tiny: takes the positional arguments; tells at a glance that the call is not worth the look
+            that `decline` takes.
         decline: takes the call's arguments; SERVED, or the reason why lanewise does not serve them.
         serve: takes the same arguments, and gives what torch's kernel would.
-        heavy: likewise for calls declined because torch is faster: as torch's kernel, which runs
-            while other Python threads do; the way back to that kernel itself holds them up.
+        heavy: as `serve`, where torch is faster: its kernel by a way on which other Python threads
+            run meanwhile. The way back to the one that is replaced holds them up.
     """
 
     name: str
     overload: torch._ops.OpOverload
     key: str
+    tiny: Callable[..., bool]
     decline: Callable[..., str]
     serve: Callable[..., Any]
     heavy: Callable[..., Any] | None = None
@@ -63,14 +66,16 @@ class Overrides:
     def _kernel(self, override: Override) -> Callable[..., Any]:
         original = torch.library.get_kernel(override.overload, override.key).call_boxed
         decline, serve, heavy = override.decline, override.serve, override.heavy
-        name, served = override.name, (override.name, SERVED)
+        name, tiny, too_small = override.name, override.tiny, (override.name, TOO_SMALL)
 
         def kernel(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Any:
+            if tiny(*args):
+                self.report.calls[too_small] += 1
+                return original(keyset, *args, **kwargs)
             reason = decline(*args, **kwargs)
+            self.report.calls[name, reason] += 1
             if reason is SERVED:
-                self.report.count(served)
                 return serve(*args, **kwargs)
-            self.report.count((name, reason))
             if heavy is not None and reason is TORCH_IS_FASTER:
                 return heavy(*args, **kwargs)
             return original(keyset, *args, **kwargs)

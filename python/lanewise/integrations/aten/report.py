@@ -17,14 +17,8 @@ class Report:
     """
 
     def __init__(self) -> None:
-        # One table with one key for each kind of call: what a call pays for is one increment.
-        self._calls: Counter[tuple[str, str]] = Counter()
-
-    def count(self, kind: tuple[str, str]) -> None:
-        self._calls[kind] += 1
-
-    def add(self, other: Report) -> None:
-        self._calls.update(other._calls)
+        # By op and reason in one table, so that a call pays for one increment.
+        self.calls: Counter[tuple[str, str]] = Counter()
 
     @property
     def routed(self) -> Mapping[str, int]:
@@ -39,10 +33,10 @@ class Report:
         return reasons
 
     def _sorted(self) -> list[tuple[tuple[str, str], int]]:
-        return sorted(self._calls.items())
+        return sorted(self.calls.items())
 
     def __str__(self) -> str:
-        if not self._calls:
+        if not self.calls:
             return "no call of a routed op"
         rows = [
             (op, f"{calls:d}", "lanewise" if reason == SERVED else f"torch: {reason}")

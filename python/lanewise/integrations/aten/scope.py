@@ -110,7 +110,7 @@ def _chosen(only: Iterable[str] | None) -> frozenset[str]:
 def _leave(scope: _Scope) -> None:
     at = _scopes.index(scope)
     if at > 0:
-        _scopes[at - 1].report.add(scope.report)
+        _scopes[at - 1].report.calls.update(scope.report.calls)
     del _scopes[at]
     _follow_innermost()
 

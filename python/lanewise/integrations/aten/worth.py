@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from lanewise import _host
 from lanewise.integrations.aten.reason import SERVED, TOO_SMALL, TORCH_IS_FASTER, UNMEASURED
 
 MEASURED = ("avx2", "avx512", "avx512bf16")
@@ -27,7 +28,15 @@ _FEWEST = {
 }
 
 
-def product(isa: str, dtype: torch.dtype, batch: int, m: int, n: int, k: int, layout: str) -> str:
+# What is told at a glance: below these, no call of a dtype pays on this CPU.
+LEAST_PRODUCT = {dtype: min(fewest) for dtype, fewest in _FEWEST.get(_host.isa(), _AVX2).items()}
+LEAST_ATTENTION: dict[torch.dtype, int] = {}
+LEAST_LAYER_NORM = 1 << 18  # elements
+
+
+def product(
+    isa: str, threads: int, dtype: torch.dtype, batch: int, m: int, n: int, k: int, layout: str
+) -> str:
     """`batch` products of [m, k] and [k, n].
 
     `layout` is "linear" where both operands are contiguous along k, as those of F.linear,
@@ -35,18 +44,30 @@ def product(isa: str, dtype: torch.dtype, batch: int, m: int, n: int, k: int, la
     """
     if isa not in MEASURED:
         return UNMEASURED
-    rows = 0 if m == 1 else 1 if m <= 16 else 2
     work = m * n * k
-    if batch * work < _FEWEST[isa][dtype][rows]:
+    if batch * work < _FEWEST[isa][dtype][0 if m == 1 else 1 if m <= 16 else 2]:
         return TOO_SMALL
-    if dtype is torch.bfloat16:
-        # oneDNN has good kernels where the CPU multiplies bfloat16, and one for AVX2: that of the
+    if dtype is torch.float32:
+        if batch > 1 and (m == 1 or work < 1 << 18):
+            return TORCH_IS_FASTER
+        # MKL reads few rows at the memory's pace by one thread, but not by several.
+        if threads == 1 and (m == 1 or (m <= 16 and batch * work < 1 << 20)):
+            return TORCH_IS_FASTER
+    elif dtype is torch.bfloat16:
+        # torch has kernels for CPUs that multiply bfloat16, and one for others: that of the
         # gradient of a weight.
         if isa == "avx512bf16" and work > 1 << 22 and m > (32 if layout == "linear" else 2):
             return TORCH_IS_FASTER
-        if isa == "avx2" and layout == "other" and batch * work < 1 << 18:
-            return TOO_SMALL
+        if isa == "avx2" and layout == "other" and (m < 4 or batch * work < 1 << 18):
+            return TORCH_IS_FASTER
     return SERVED
+
+
+def product_with_summand(dtype: torch.dtype, m: int, n: int, k: int) -> str:
+    """Besides, where each product of a batch has a summand: they are served one by one."""
+    if dtype is torch.float32:
+        return TORCH_IS_FASTER
+    return SERVED if m * n * k >= 1 << 15 else TOO_SMALL
 
 
 def attention(
@@ -73,7 +94,7 @@ def layer_norm(isa: str, dtype: torch.dtype, rows: int, cols: int, gradient: boo
     """Layer norm, alone or with its gradient, which needs an autograd function in Python."""
     if isa not in MEASURED:
         return UNMEASURED
-    if cols < 256 or rows * cols < 1 << (20 if gradient else 18):
+    if cols < 256 or rows * cols < (1 << 20 if gradient else LEAST_LAYER_NORM):
         return TOO_SMALL
     if gradient and dtype is torch.float32 and rows * cols < 1 << 21:
         return TOO_SMALL
