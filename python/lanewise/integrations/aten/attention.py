@@ -113,7 +113,7 @@ def _serve(
         lse.masked_fill_(lse == -math.inf, 0.0)
     _batch, heads, queries = lse.shape
     lse = laid_out_like(lse, (queries * heads, 1, heads))
-    if q.is_contiguous():
+    if q.stride() == out.stride():
         return out, lse
     return laid_out_like(out, torch.empty_like(q).stride()), lse
 

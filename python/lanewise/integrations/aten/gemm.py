@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lanewise.integrations.aten import worth
 from lanewise.integrations.aten.override import ISA, SERVED_DTYPES, Override, call
-from lanewise.integrations.aten.reason import DTYPE, EMPTY, SHAPE
+from lanewise.integrations.aten.reason import DTYPE, EMPTY, SERVED, SHAPE
 from lanewise.ops._library import ops
 
 SCALED = "beta is not 0 or 1, or alpha is not 1"
@@ -52,16 +52,17 @@ def _layout(a: Tensor, b: Tensor) -> str:
 
 
 def _decline_sum(c: Tensor, a: Tensor, b: Tensor, rank: int, beta: Any, alpha: Any) -> str:
+    reason = _decline_product(a, b, rank)
+    if reason:
+        return reason
     if alpha != 1 or beta not in (0, 1):
         return SCALED
-    if beta:
-        shape = (*a.shape[:-1], b.shape[-1])
-        row = c.dim() == 1 and rank == 2 and c.shape[0] == shape[-1]
-        if c.dtype is not a.dtype or not (row or c.shape == shape):
-            return SUMMAND
-        if c.shape[-1] > 1 and c.stride(-1) != 1:
-            return SUMMAND
-    return _decline_product(a, b, rank)
+    if c.dtype is not a.dtype:
+        return SUMMAND
+    row = rank == 2 and c.dim() == 1 and c.shape[0] == b.shape[-1]
+    if not row and c.shape != (*a.shape[:-1], b.shape[-1]):
+        return SUMMAND
+    return SERVED if c.stride(-1) == 1 or c.shape[-1] == 1 else SUMMAND
 
 
 def _decline_mm(a: Tensor, b: Tensor) -> str:

@@ -99,7 +99,10 @@ def call(op: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Any:
 
 
 def laid_out_like(out: Tensor, strides: Sequence[int]) -> Tensor:
-    """`out`, copied where its strides are not those that torch's kernel would give."""
-    if out.stride() == tuple(strides):
+    """`out` with the strides that torch's kernel would give: a copy, unless only names differ."""
+    own, wanted = out.stride(), tuple(strides)
+    if own == wanted:
         return out
-    return torch.empty_strided(out.shape, strides, dtype=out.dtype).copy_(out)
+    if all(a == b or n == 1 for a, b, n in zip(own, wanted, out.shape, strict=True)):
+        return out.as_strided(out.shape, wanted)
+    return torch.empty_strided(out.shape, wanted, dtype=out.dtype).copy_(out)
