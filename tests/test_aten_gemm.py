@@ -155,7 +155,10 @@ def test_where_it_pays() -> None:
         (SERVED, ("avx512bf16", 2, bf16, 1, 16, 768, 768, "linear")),
         (TORCH_IS_FASTER, ("avx512bf16", 2, bf16, 1, 512, 768, 768, "linear")),
         (TORCH_IS_FASTER, ("avx512bf16", 2, bf16, 1, 16, 768, 768, "plain")),
+        (TORCH_IS_FASTER, ("avx512bf16", 2, bf16, 12, 128, 128, 64, "plain")),
         (SERVED, ("avx512bf16", 2, f16, 1, 512, 768, 768, "other")),
+        (SERVED, ("avx512", 2, f32, 1, 512, 768, 768, "linear")),
+        (UNMEASURED, ("avx512", 2, bf16, 1, 512, 768, 768, "linear")),
         (UNMEASURED, ("generic", 2, f32, 1, 512, 768, 768, "linear")),
         (UNMEASURED, ("neon", 2, bf16, 1, 512, 768, 768, "linear")),
     ]

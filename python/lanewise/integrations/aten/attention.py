@@ -77,7 +77,7 @@ def _decline(
             return SHAPE
     if scale is not None and not abs(scale) <= 1e30:
         return SCALE
-    return worth.attention(ISA, dtype, batch, heads, queries, keys, dim)
+    return worth.attention(ISA)
 
 
 def _broadcasts(mask: Tensor, shape: tuple[int, ...]) -> bool:

@@ -8,4 +8,4 @@ SHAPE = "shapes are not what the op takes"  # torch will say so, if it does not 
 STRIDE = "last dimension is not contiguous"
 TOO_SMALL = "too small to repay a detour of microseconds"
 TORCH_IS_FASTER = "torch is faster at this shape and dtype"
-UNMEASURED = "not measured on this instruction set"
+UNMEASURED = "not measured on this instruction set at this dtype"

@@ -12,7 +12,7 @@ import torch
 from lanewise import _host
 from lanewise.integrations.aten.reason import SERVED, TOO_SMALL, TORCH_IS_FASTER, UNMEASURED
 
-MEASURED = ("avx2", "avx512", "avx512bf16")
+MEASURED = ("avx2", "avx512", "avx512bf16")  # the second is the third but for bfloat16
 
 # Multiplications from which a product pays: of one row, of up to 16 rows, and of more.
 _AVX2 = {
@@ -20,17 +20,19 @@ _AVX2 = {
     torch.bfloat16: (1 << 18, 1 << 15, 1 << 15),
     torch.float16: (1 << 18, 1 << 15, 1 << 15),
 }
-_AVX512 = {**_AVX2, torch.float32: (1 << 19, 1 << 18, 1 << 19)}
+_AVX512 = {
+    torch.float32: (1 << 19, 1 << 18, 1 << 19),
+    torch.float16: (1 << 18, 1 << 15, 1 << 15),
+}
 _FEWEST = {
     "avx2": _AVX2,
     "avx512": _AVX512,
     "avx512bf16": {**_AVX512, torch.bfloat16: (1 << 16, 1 << 13, 1 << 13)},
 }
 
-
 # What is told at a glance: below these, no call of a dtype pays on this CPU.
-LEAST_PRODUCT = {dtype: min(fewest) for dtype, fewest in _FEWEST.get(_host.isa(), _AVX2).items()}
-LEAST_ATTENTION: dict[torch.dtype, int] = {}
+LEAST_PRODUCT = {dtype: min(fewest) for dtype, fewest in _FEWEST.get(_host.isa(), {}).items()}
+LEAST_ATTENTION = {torch.float32: 1 << 17, torch.bfloat16: 1 << 15, torch.float16: 1 << 15}
 LEAST_LAYER_NORM = 1 << 18  # elements
 
 
@@ -42,10 +44,11 @@ def product(
     `layout` is "linear" where both operands are contiguous along k, as those of F.linear,
     "plain" where both are along their last dimension, and "other".
     """
-    if isa not in MEASURED:
+    fewest = _FEWEST.get(isa, {}).get(dtype)
+    if fewest is None:
         return UNMEASURED
     work = m * n * k
-    if batch * work < _FEWEST[isa][dtype][0 if m == 1 else 1 if m <= 16 else 2]:
+    if batch * work < fewest[0 if m == 1 else 1 if m <= 16 else 2]:
         return TOO_SMALL
     if dtype is torch.float32:
         if batch > 1 and (m == 1 or work < 1 << 18):
@@ -56,7 +59,8 @@ def product(
     elif dtype is torch.bfloat16:
         # torch has kernels for CPUs that multiply bfloat16, and one for others: that of the
         # gradient of a weight.
-        if isa == "avx512bf16" and work > 1 << 22 and m > (32 if layout == "linear" else 2):
+        most_rows = 32 if layout == "linear" else 2
+        if isa == "avx512bf16" and (batch > 1 or (work > 1 << 22 and m > most_rows)):
             return TORCH_IS_FASTER
         if isa == "avx2" and layout == "other" and (m < 4 or batch * work < 1 << 18):
             return TORCH_IS_FASTER
@@ -70,19 +74,9 @@ def product_with_summand(dtype: torch.dtype, m: int, n: int, k: int) -> str:
     return SERVED if m * n * k >= 1 << 15 else TOO_SMALL
 
 
-def attention(
-    isa: str,
-    dtype: torch.dtype,
-    batch: int,
-    heads: int,
-    queries: int,
-    keys: int,
-    dim: int,
-) -> str:
-    """Scaled dot-product attention, forward or backward."""
-    if isa not in MEASURED:
-        return UNMEASURED
-    return SERVED
+def attention(isa: str) -> str:
+    """Scaled dot-product attention of some size, forward or backward."""
+    return SERVED if isa in MEASURED else UNMEASURED
 
 
 def rms_norm(isa: str, cols: int) -> str:
