@@ -53,15 +53,20 @@ class Overrides:
             return
         if self._library is not None:
             self._library._destroy()
-            self._library = None
-        self._overrides = overrides
-        if overrides:
-            self._library = torch.library.Library("aten", "IMPL")
+            self._library, self._overrides = None, ()
+        if not overrides:
+            return
+        library = torch.library.Library("aten", "IMPL")
+        try:
             with warnings.catch_warnings():  # that a kernel is overridden is what we mean to do
                 warnings.simplefilter("ignore")
                 for override in overrides:
                     kernel = self._kernel(override)
-                    self._library.impl(override.overload, kernel, override.key, with_keyset=True)
+                    library.impl(override.overload, kernel, override.key, with_keyset=True)
+        except BaseException:
+            library._destroy()
+            raise
+        self._library, self._overrides = library, overrides
 
     def _kernel(self, override: Override) -> Callable[..., Any]:
         original = torch.library.get_kernel(override.overload, override.key).call_boxed

@@ -122,4 +122,4 @@ def _follow_innermost() -> None:
         return
     innermost = _scopes[-1]
     _overrides.report = innermost.report
-    _overrides.replace([o for op in ROUTED if op in innermost.ops for o in OVERRIDES[op]])
+    _overrides.replace(tuple(o for op in ROUTED if op in innermost.ops for o in OVERRIDES[op]))
