@@ -12,7 +12,7 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
-from numerics import assert_no_worse_than
+from numerics import EPS32, assert_no_worse_than
 from routing import always
 from strategies import DTYPES, randn
 from torch import Tensor
@@ -47,6 +47,15 @@ def results(
     return [out, *grads], report
 
 
+def beside(ref: Tensor, *operands: Tensor) -> Tensor:
+    """The reference, off by a float32 rounding of the largest terms of its sums.
+
+    Of these, a query of one key, say, cancels all: in torch's order of sums often to the last bit.
+    """
+    terms = math.prod(float(t.detach().abs().max()) for t in operands)
+    return ref + EPS32 * math.sqrt(operands[0].shape[-1]) * terms
+
+
 def check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **options: Any) -> None:
     """No worse than torch's, against float64 by the formula, forward and backward."""
     queries, keys = q.shape[2], k.shape[2]
@@ -62,7 +71,7 @@ def check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **options
     assert report.routed == {NAME: 1, f"{NAME} backward": 1}
     for our, torchs, peer, ref in zip(ours, plain, composed, [exact, *grads], strict=True):
         assert our.stride() == torchs.stride()
-        assert_no_worse_than(our, ref, torchs, peer)
+        assert_no_worse_than(our, ref, torchs, peer, beside(ref, q, k, v))
 
 
 @every_dtype
@@ -127,7 +136,7 @@ def test_either_half_may_be_torchs(masked: bool, dtype: torch.dtype) -> None:
         with backward():
             mixed = torch.autograd.grad(out, leaves, randn(tuple(out.shape), dtype, 9))
         for our, torchs, peer, ref in zip(mixed, plain[1:], composed[1:], grads, strict=True):
-            assert_no_worse_than(our, ref, torchs, peer)
+            assert_no_worse_than(our, ref, torchs, peer, beside(ref, q, k, v))
 
 
 @every_dtype
@@ -141,7 +150,8 @@ def test_the_kernels_other_output(dtype: torch.dtype) -> None:
         _, ours = kernel(q, k, v, attn_mask=mask)
     assert report.routed == {NAME: 1}
     assert ours.stride() == plain.stride()
-    torch.testing.assert_close(ours, plain)
+    _, exact = reference.attention(q, k, v, mask)
+    assert_no_worse_than(ours, exact.masked_fill(exact == -math.inf, 0.0), plain)
 
 
 @every_dtype
