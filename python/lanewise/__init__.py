@@ -4,6 +4,7 @@ Importing registers every op as ``torch.ops.lanewise.*``; the same ops are plain
 ``lanewise.attention(q, k, v, causal=True)``.
 """
 
+from lanewise.integrations.aten import disable, enable, use
 from lanewise.ops import (
     add_layer_norm,
     add_rms_norm,
@@ -31,6 +32,8 @@ __all__ = [
     "attention",
     "attention_varlen",
     "decoder_layer",
+    "disable",
+    "enable",
     "gated_linear",
     "gated_linear_packed",
     "layer_norm",
@@ -42,4 +45,5 @@ __all__ = [
     "paged_cache_write",
     "rms_norm",
     "rope",
+    "use",
 ]
