@@ -521,6 +521,19 @@ def test_sequences_packed_by_their_bounds() -> None:
     assert relative(restarting, torch.cat(ref, 1)) <= 1e-4  # rotary positions are relative
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_window_without_a_mask(causal: bool) -> None:
+    """The last query at the last key; a key counts up to a distance below the window."""
+    q, k = torch.randn(2, 4, 6, 8), torch.randn(2, 4, LENGTH, 8)
+    distance = torch.arange(LENGTH) - torch.arange(LENGTH - 6, LENGTH)[:, None]
+    mask = (distance > -WINDOW) & (distance < (1 if causal else WINDOW))
+    for options in ({"is_causal": causal}, {"is_causal": causal, "dropout": 1e-9}):
+        layer = SimpleNamespace(is_causal=not causal)  # the argument goes first
+        out, _ = door.attention_forward(layer, q, k, k, None, sliding_window=WINDOW, **options)
+        ref = F.scaled_dot_product_attention(q, k, k, mask).transpose(1, 2)
+        torch.testing.assert_close(out, ref, rtol=1e-5, atol=1e-5)
+
+
 def test_keys_of_any_stride() -> None:
     q, k, v = torch.randn(3, 2, 4, 8, 5).transpose(-1, -2)
     out, _ = door.attention_forward(SimpleNamespace(is_causal=False), q, k, v, None)
