@@ -4,6 +4,10 @@ Importing registers every op as ``torch.ops.lanewise.*``; the same ops are plain
 ``lanewise.attention(q, k, v, causal=True)``.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from lanewise.integrations.aten import disable, enable, use
 from lanewise.ops import (
     add_layer_norm,
@@ -24,6 +28,9 @@ from lanewise.ops import (
     rope,
 )
 
+if TYPE_CHECKING:
+    from lanewise.integrations.optimize import optimize, unoptimize
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -40,10 +47,21 @@ __all__ = [
     "linear",
     "linear_packed",
     "matmul",
+    "optimize",
     "pack_weight",
     "paged_attention",
     "paged_cache_write",
     "rms_norm",
     "rope",
+    "unoptimize",
     "use",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The doors are opened when they are used.
+    if name in ("optimize", "unoptimize"):
+        from lanewise.integrations import optimize
+
+        return getattr(optimize, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -38,6 +38,11 @@ class Packing(nn.Module):
         """The modules whose weights, all [out_i, in], are packed as one [sum(out_i), in]."""
         raise NotImplementedError
 
+    def _matrix(self) -> Tensor:
+        """What is packed: the owners' weights, one under the other."""
+        weights: list[Tensor] = [owner.weight for owner in self._owners()]
+        return weights[0] if len(weights) == 1 else torch.cat(weights)
+
     def _sources(self) -> tuple[Tensor, ...]:
         """All that the copy is made of."""
         return tuple(owner.weight for owner in self._owners())
@@ -55,9 +60,8 @@ class Packing(nn.Module):
                 take, or were released.
         """
         self._require_weights()
-        weights: list[Tensor] = [owner.weight for owner in self._owners()]
         with torch.no_grad():
-            packed = ops.pack_weight(weights[0] if len(weights) == 1 else torch.cat(weights))
+            packed = ops.pack_weight(self._matrix())
         self.register_buffer("packed_weight", packed, persistent=False)
         if release:
             self._release()
