@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -89,7 +90,7 @@ class Decoder(HoldsPackings):
             device=weight.device,
         )
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def extend(self, tokens: Tensor, counts: Sequence[int], cache: PagedCache) -> Tensor:
         """Appends new tokens to the cache's sequences and predicts the next one of each.
 
@@ -136,7 +137,7 @@ class Decoder(HoldsPackings):
     def _embed(self, tokens: Tensor, places: Tensor) -> Tensor:
         x = self.embedding(tokens)
         if self.embedding_scale != 1.0:
-            x = x * float(torch.tensor(self.embedding_scale, dtype=x.dtype))
+            x = x * _rounded(self.embedding_scale, x.dtype)
         return x if self.positions is None else x + self.positions(places)
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -162,3 +163,8 @@ class Decoder(HoldsPackings):
 
     def _attention(self, index: int) -> Any:
         return self._layer(index).attention
+
+
+@functools.cache
+def _rounded(value: float, dtype: torch.dtype) -> float:
+    return float(torch.tensor(value, dtype=dtype))

@@ -114,26 +114,21 @@ class PagedCache:
                     f"lanewise.nn.PagedCache: a sequence may have at most {self.max_tokens} "
                     f"tokens, sequence {b} would have {length + count}"
                 )
-        before = torch.tensor(self.lengths)
+        # Lists of numbers: at one token a dozen small tensor operations would take longer.
+        size = self.block_size
+        starts, positions, slots = [0], list[int](), list[int]()
         for b, count in enumerate(counts):
-            self.lengths[b] += count
-            self._take_blocks(b)
-        added = torch.tensor(counts)
-        starts = torch.zeros(len(counts) + 1, dtype=torch.int64)
-        torch.cumsum(added, 0, out=starts[1:])
-        total = sum(counts)
-        if total == len(counts) and max(counts) == 1:  # one token each, as in every decoding step
-            sequence, positions = torch.arange(total), before
-        else:
-            sequence = torch.repeat_interleave(added, output_size=total)
-            positions = torch.arange(total) - (starts[:-1] - before)[sequence]
-        block = self._table[sequence, positions // self.block_size].long()
+            begin, end = self.lengths[b], self.lengths[b] + count
+            blocks = self._grow(b, end)
+            positions += range(begin, end)
+            slots += [blocks[p // size] * size + p % size for p in range(begin, end)]
+            starts.append(starts[-1] + count)
         return CacheStep(
-            cu_seqlens_q=starts,
+            cu_seqlens_q=torch.tensor(starts),
             block_table=self._table,
-            context_lens=(before + added).int(),
-            slots=block * self.block_size + positions % self.block_size,
-            positions=positions,
+            context_lens=torch.tensor(self.lengths, dtype=torch.int32),
+            slots=torch.tensor(slots, dtype=torch.int64),
+            positions=torch.tensor(positions, dtype=torch.int64),
             max_seqlen_q=max(counts, default=0),
         )
 
@@ -150,8 +145,10 @@ class PagedCache:
         self._blocks = [self._blocks[b] for b in indices]
         self._table = self._table[list(indices)]
 
-    def _take_blocks(self, b: int) -> None:
-        blocks = self._blocks[b]
-        while len(blocks) * self.block_size < self.lengths[b]:
+    def _grow(self, b: int, length: int) -> list[int]:
+        """Gives sequence b the blocks that ``length`` tokens need, and returns all it has."""
+        blocks, self.lengths[b] = self._blocks[b], length
+        while len(blocks) * self.block_size < length:
             self._table[b, len(blocks)] = self._free[-1]
             blocks.append(self._free.pop())
+        return blocks

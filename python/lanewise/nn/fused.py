@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lanewise.nn.cache import LayerCache
-from lanewise.nn.linear import Linear
+from lanewise.nn.linear import Linear, is_watched
 from lanewise.nn.norm import LayerNorm, RMSNorm
 from lanewise.nn.packing import Packing, _version
 from lanewise.nn.position import RotaryEmbedding
@@ -105,7 +105,7 @@ def _make(layer: TransformerLayer) -> Plan | None:
         and attention.window_right == -1
         and all(isinstance(p, Packing) and p.usable_pack() is not None for p in packs)
         and all(isinstance(p, Linear) and p.activation == "none" for p in packs[1:])
-        and not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+        and not any(map(is_watched, modules))
         and (norm_options := _norm_options(norms, attention.head_dim, attention.embed_dim))
     ):
         return None

@@ -87,12 +87,20 @@ class Linear(Packing, nn.Linear):
         return super().extra_repr() + activation + packed
 
 
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody's hook, or a ``forward`` of the instance's own, must see calls of it."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
 def fuses(*layers: nn.Module) -> bool:
     """Whether all ``layers`` are our `Linear`, with no adapter around and no hook to be served."""
-    return all(
-        isinstance(layer, Linear) and not layer._forward_hooks and not layer._forward_pre_hooks
-        for layer in layers
-    )
+    return all(isinstance(layer, Linear) and not is_watched(layer) for layer in layers)
 
 
 def project(
