@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lanewise.models.checkpoint import open_checkpoint
 from lanewise.models.config import read_config
 from lanewise.models.decoder import Decoder
 from lanewise.models.gemma3 import Gemma3
@@ -40,10 +41,14 @@ def load(
         FileNotFoundError, ImportError: as `from_pretrained`.
         ValueError: so too, or the config names a kind of model that is not built here.
     """
-    kind = read_config(path)["model_type"]
+    values = read_config(path)
+    kind = values["model_type"]
     if kind not in DECODERS:
         known = ", ".join(DECODERS)
         raise ValueError(f"lanewise.models.load: model_type must be one of {known}, got {kind!r}")
-    model = DECODERS[kind].from_pretrained(path, dtype=dtype, device=device, pack=pack)
+    cls = DECODERS[kind]
+    config = cls.config_class.from_dict(values)
+    with open_checkpoint(path) as checkpoint:
+        model = cls.from_checkpoint(config, checkpoint, dtype=dtype, device=device, pack=pack)
     assert isinstance(model, Decoder)
     return model

@@ -168,6 +168,12 @@ class GgufCheckpoint(Checkpoint):
         except ValueError:
             self.close()
             raise
+        # Hundreds of thousands of strings, which nothing needs beside the weights.
+        self._file.metadata = {
+            name: value
+            for name, value in self._file.metadata.items()
+            if not name.startswith("tokenizer.")
+        }
 
     def names(self) -> list[str]:
         return list(self._names)
