@@ -27,7 +27,7 @@ def gemma_gguf() -> Path:
 
 @cache
 def gemma() -> Path:
-    """The same weights as transformers dequantizes them, in float32, which takes it half a minute."""
+    """The same weights in float32 as transformers dequantizes them, which takes half a minute."""
     return _made("gemma-3-270m", _save_gemma)
 
 
@@ -58,9 +58,10 @@ def _made(name: str, save: Callable[[Path], None]) -> Path:
 
 def _save_gemma(path: Path) -> None:
     from safetensors.torch import save_model
-    from transformers import AutoModelForCausalLM
+    from bench.models.quiet import transformers
 
-    model = AutoModelForCausalLM.from_pretrained(
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(
         gemma_gguf().parent, gguf_file=gemma_gguf().name, dtype=torch.float32
     )
     del model.config.quantization_config  # for which save_pretrained refuses
@@ -69,16 +70,18 @@ def _save_gemma(path: Path) -> None:
 
 
 def _save_gpt2(path: Path) -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from bench.models.quiet import transformers
+
 
     torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0)).save_pretrained(path)
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(bos_token_id=0, eos_token_id=0)).save_pretrained(path)
 
 
 def _save_llama(path: Path) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from bench.models.quiet import transformers
 
-    config = LlamaConfig(
+
+    config = transformers.LlamaConfig(
         vocab_size=128256,
         hidden_size=2048,
         intermediate_size=8192,
@@ -92,4 +95,4 @@ def _save_llama(path: Path) -> None:
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
+    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)

@@ -11,11 +11,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 import lanewise
 from bench.case import Sample
 from bench.remote.client import remote
 from lanewise import models
+
+TIMED = "decode"  # what a profile calls the part of `decode` that counts
 
 
 class Decoder(Protocol):
@@ -50,9 +53,10 @@ class InProcess:
         state = self._after(prompt, len(forced))
         found = []
         start = time.perf_counter()
-        for token in forced.split(1):
-            logits = self._step(token, state)
-            found.append(int(logits.argmax()))
+        with record_function(TIMED):
+            for token in forced.split(1):
+                logits = self._step(token, state)
+                found.append(int(logits.argmax()))
         seconds = time.perf_counter() - start
         return Sample((torch.tensor(found), logits.float()), seconds)
 
@@ -90,18 +94,20 @@ class Transformers(InProcess):
     def __init__(
         self, path: Path, dtype: torch.dtype, attention: str = "sdpa", optimize: bool = False
     ) -> None:
-        from transformers import AutoModelForCausalLM
+        from bench.models.quiet import transformers
 
-        self.model = AutoModelForCausalLM.from_pretrained(
+
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, attn_implementation=attention
         ).eval()
         if optimize:
             lanewise.optimize(self.model, pack=True)
 
     def _empty(self, max_tokens: int) -> Any:
-        from transformers import DynamicCache
+        from bench.models.quiet import transformers
 
-        return DynamicCache(config=self.model.config)
+
+        return transformers.DynamicCache(config=self.model.config)
 
     def _step(self, tokens: Tensor, state: Any) -> Tensor:
         found = self.model(tokens[None], cache=state, use_cache=True, logits_to_keep=1)

@@ -11,10 +11,10 @@ from bench.case import Case
 from bench.models import checkpoints, tokens
 from bench.models.bars import Bar, of_the_limit, over
 from bench.models.decoders import Lanewise, LlamaCpp, Transformers, loaded
-from bench.models.generation import PROMPT, STEPS, decode, prefill
+from bench.models.generation import PROMPT, STEPS, Model, decode, prefill, text
 from bench.section import Section
 
-NAME = "Gemma 3 270M"
+MODEL = Model("Gemma 3 270M", checkpoints.gemma, text)
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 BEST = ("transformers float32", "transformers bfloat16")
 
@@ -35,17 +35,13 @@ def case(kind: Callable[..., Case], dtype: torch.dtype) -> Case:
     }
     if dtype is FLOAT32:
         del peers["transformers bfloat16"]
-    return kind(NAME, checkpoints.gemma, dtype, {"": partial(ours, dtype)}, peers)
+    return kind(MODEL, dtype, {"": partial(ours, dtype)}, peers)
 
 
-_PREFILL, _DECODE = f"{NAME} prefill", f"{NAME} decode"
+_PREFILL, _DECODE = f"{MODEL.name} prefill", f"{MODEL.name} decode"
 SECTION = Section(
     "gemma",
-    [
-        partial(case, kind, dtype)
-        for kind in (prefill, decode)
-        for dtype in (FLOAT32, BFLOAT16)
-    ],
+    [partial(case, kind, dtype) for kind in (prefill, decode) for dtype in (FLOAT32, BFLOAT16)],
     seconds=2.0,
     passes=3,
     tables=tokens.tables(

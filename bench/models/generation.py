@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,18 +22,26 @@ PROMPT, STEPS = 512, 8  # tokens
 Make = Callable[[], Decoder]
 
 
+@dataclass(frozen=True)
+class Model:
+    """What all sides run."""
+
+    name: str
+    path: Callable[[], Path]  # of transformers' form; what it is made of takes time
+    prompt: Callable[[], Tensor]  # [PROMPT]
+
+
 def prefill(
-    name: str,
-    path: Callable[[], Path],
+    model: Model,
     dtype: torch.dtype,
     ours: Mapping[str, Make],
     peers: Mapping[str, Make],
 ) -> Case:
     """The prompt from scratch, and the prediction that follows it."""
-    prompt, reference = _prompt(path()), _reference(path())
+    prompt, reference = model.prompt(), _reference(model)
     present, absent = _present(peers)
     return Case(
-        Shape.of(path()).task(f"{name} prefill, {PROMPT} tokens", dtype, 0, PROMPT, 1),
+        Shape.of(model.path()).task(f"{model.name} prefill, {PROMPT} tokens", dtype, 0, PROMPT, 1),
         ours={way: partial(make().prefill, prompt) for way, make in ours.items()},
         peers={peer: partial(side.prefill, prompt) for peer, side in present.items()},
         reference=lambda: reference.prefill(prompt),
@@ -43,17 +52,16 @@ def prefill(
 
 
 def decode(
-    name: str,
-    path: Callable[[], Path],
+    model: Model,
     dtype: torch.dtype,
     ours: Mapping[str, Make],
     peers: Mapping[str, Make],
 ) -> Case:
     """A few tokens after the prompt, which does not count."""
-    prompt, forced, following, logits = _path(path())
+    prompt, forced, following, logits = _path(model)
     present, absent = _present(peers)
-    task = Shape.of(path()).task(
-        f"{name} decode, {STEPS} tokens after {PROMPT}", dtype, PROMPT, STEPS, STEPS
+    task = Shape.of(model.path()).task(
+        f"{model.name} decode, {STEPS} tokens after {PROMPT}", dtype, PROMPT, STEPS, STEPS
     )
     return Case(
         task,
@@ -93,29 +101,30 @@ def _present(peers: Mapping[str, Make]) -> tuple[dict[str, Decoder], dict[str, s
     return present, absent
 
 
-@cache
-def _prompt(path: Path) -> Tensor:
-    """For Gemma a text, since its weights are real; for random weights, random tokens."""
-    if path == checkpoints.gemma():
-        from lanewise.models.tokenizer import load_tokenizer
+def text() -> Tensor:
+    """The beginning of a text, for weights that know some."""
+    from lanewise.models.tokenizer import load_tokenizer
 
-        tokenizer = load_tokenizer(checkpoints.gemma_gguf())
-        return torch.tensor(tokenizer.encode((ROOT / "LICENSE").read_text()).ids[:PROMPT])
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(1, 50000, (PROMPT,), generator=generator)
+    tokenizer = load_tokenizer(checkpoints.gemma_gguf())
+    return torch.tensor(tokenizer.encode((ROOT / "LICENSE").read_text()).ids[:PROMPT])
 
 
-def _reference(path: Path) -> Transformers:
-    side = loaded(Transformers, path, torch.float32)
+def noise() -> Tensor:
+    """Random tokens, for random weights."""
+    return torch.randint(1, 50000, (PROMPT,), generator=torch.Generator().manual_seed(0))
+
+
+def _reference(model: Model) -> Transformers:
+    side = loaded(Transformers, model.path(), torch.float32)
     assert isinstance(side, Transformers)
     return side
 
 
 @cache
-def _path(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _path(model: Model) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The prompt, the greedy tokens after it but for the last, those but for the first, and the
     logits that gave the last: all by transformers in float32."""
-    prompt, reference = _prompt(path), _reference(path)
+    prompt, reference = model.prompt(), _reference(model)
     with torch.inference_mode():
         tokens, _ = reference.prefill(prompt)
         for _ in range(STEPS):

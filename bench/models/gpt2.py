@@ -11,18 +11,17 @@ from bench.case import Case
 from bench.models import checkpoints, tokens
 from bench.models.bars import Bar, over
 from bench.models.decoders import CTranslate2, Lanewise, Transformers, loaded
-from bench.models.generation import decode, prefill
+from bench.models.generation import Model, decode, noise, prefill
 from bench.section import Section
 
-NAME = "GPT-2 124M"
+MODEL = Model("GPT-2 124M", checkpoints.gpt2, noise)
 FLOAT32 = torch.float32
 
 
 def case(kind: Callable[..., Case]) -> Case:
     """Beside transformers with both its attentions, and CTranslate2."""
     return kind(
-        NAME,
-        checkpoints.gpt2,
+        MODEL,
         FLOAT32,
         {"": lambda: loaded(Lanewise, checkpoints.gpt2(), FLOAT32)},
         {
@@ -35,7 +34,7 @@ def case(kind: Callable[..., Case]) -> Case:
     )
 
 
-_PREFILL, _DECODE = f"{NAME} prefill", f"{NAME} decode"
+_PREFILL, _DECODE = f"{MODEL.name} prefill", f"{MODEL.name} decode"
 SECTION = Section(
     "gpt2",
     [partial(case, kind) for kind in (prefill, decode)],

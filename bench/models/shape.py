@@ -24,9 +24,10 @@ class Shape:
     @classmethod
     def of(cls, path: Path) -> Shape:
         """Of the GPT-2, Llama or Gemma 3 in a directory."""
-        from transformers import AutoConfig
+        from bench.models.quiet import transformers
 
-        config = AutoConfig.from_pretrained(path)
+
+        config = transformers.AutoConfig.from_pretrained(path)
         size, layers, heads = (
             config.hidden_size,
             config.num_hidden_layers,
@@ -54,8 +55,7 @@ class Shape:
             flops=2 * new * self.matrices
             + 2 * predictions * self.head
             + 4 * attended * self.queries,
-            bytes=dtype.itemsize
-            * (steps * (self.matrices + self.head) + 2 * read * self.keys),
+            bytes=dtype.itemsize * (steps * (self.matrices + self.head) + 2 * read * self.keys),
             rows=new,
         )
 
