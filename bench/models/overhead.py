@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -34,7 +36,7 @@ def case(dtype: torch.dtype) -> Case:
     side = whole.ours[""]
 
     def between() -> Sample:
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        with _silenced(), profile(activities=[ProfilerActivity.CPU]) as profiler:
             output = side()
         assert isinstance(output, Sample)
         steps = next(event for event in profiler.key_averages() if event.key == TIMED)
@@ -47,6 +49,19 @@ def case(dtype: torch.dtype) -> Case:
         reference=whole.reference,
         compared=whole.compared,
     )
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Without what the profiler's library writes to the error stream, whatever its log level."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def share(dtype: str) -> Found:

@@ -26,7 +26,6 @@ class Shape:
         """Of the GPT-2, Llama or Gemma 3 in a directory."""
         from bench.models.quiet import transformers
 
-
         config = transformers.AutoConfig.from_pretrained(path)
         size, layers, heads = (
             config.hidden_size,
