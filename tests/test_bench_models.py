@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from bench import neighbours
 from bench.case import Case, Result, Sample, Task
 from bench.check import Checker
 from bench.limits import Limits
@@ -236,3 +237,18 @@ def test_missing_environments_and_peers_are_absent(
     (bin_folder / "python").chmod(0o755)
     with pytest.raises(client.Absent, match=r"ended with status|No module named"):
         client.Remote("llama_cpp")
+
+
+BUSY = "import time\nwhile time.process_time() < 0.3: pass\nprint(); input()"
+
+
+@pytest.mark.skipif(not neighbours.STAT.exists(), reason="only Linux tells")
+def test_peers_in_processes_of_their_own_are_no_neighbours() -> None:
+    before = neighbours._children()
+    with subprocess.Popen(
+        [sys.executable, "-c", BUSY], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert neighbours._children() - before >= 0.25
+        child.communicate(b"\n")
