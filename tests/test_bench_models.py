@@ -156,12 +156,12 @@ def test_bars_compare_with_the_best_peer_that_is_there() -> None:
 
 
 def test_shares_of_gain_and_of_time() -> None:
-    name = optimize.LLAMA.name
+    name = optimize.LLAMA_MODEL.name
     results = [
         _result(f"{name} prefill", ours=1.0, optimized=2.0, transformers=4.0),
         _result(f"{name} decode", ours=1.0, optimized=0.5, transformers=9.0),
     ]
-    assert optimize.share(optimize.LLAMA)(results, LIMITS) == pytest.approx(1.0)
+    assert optimize.share(optimize.LLAMA_MODEL)(results, LIMITS) == pytest.approx(1.0)
     assert optimize.share(generation.Model("other", Path, torch.Tensor))(results, LIMITS) is None
     steps = [_result("Gemma 3 270M decode", torch.bfloat16, ours=4.0, between_ops=1.0)]
     assert overhead.share("bfloat16")(steps, LIMITS) == 0.25

@@ -6,7 +6,8 @@ SECTIONS = (
     gemma.SECTION,
     gpt2.SECTION,
     minilm.SECTION,
-    optimize.SECTION,
+    optimize.GEMMA,
+    optimize.LLAMA,
     overhead.SECTION,
     load.SECTION,
 )

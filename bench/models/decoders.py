@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -151,7 +151,7 @@ def _sample(answer: dict[str, Any]) -> Sample:
     return Sample((torch.tensor(answer["tokens"]),), answer["seconds"])
 
 
-@cache
+@lru_cache(maxsize=6)  # what one section needs: two gigabytes each, some of them
 def loaded(make: Callable[..., Decoder], *arguments: object) -> Decoder:
-    """One of each is kept, since a section comes back to it."""
+    """It is kept, since a section comes back to it."""
     return make(*arguments)

@@ -15,7 +15,7 @@ from bench.case import Case, whole
 from bench.models import checkpoints
 from bench.models.decoders import Decoder, Transformers, loaded
 from bench.models.shape import Shape
-from bench.remote.client import ROOT, Absent
+from bench.remote.client import ROOT
 
 PROMPT, STEPS = 512, 8  # tokens
 
@@ -96,7 +96,7 @@ def _present(peers: Mapping[str, Make]) -> tuple[dict[str, Decoder], dict[str, s
     for name, make in peers.items():
         try:
             present[name] = make()
-        except Absent as error:
+        except RuntimeError as error:  # Absent is one; another tells why loading failed
             absent[name] = str(error)
     return present, absent
 

@@ -16,7 +16,9 @@ from bench.models.decoders import Lanewise, Transformers, loaded
 from bench.models.generation import Model, decode, noise, prefill
 from bench.section import Section
 
-LLAMA = Model(f"Llama 3.2 1B, {checkpoints.LLAMA_LAYERS} of 16 layers", checkpoints.llama, noise)
+LLAMA_MODEL = Model(
+    f"Llama 3.2 1B, {checkpoints.LLAMA_LAYERS} of 16 layers", checkpoints.llama, noise
+)
 OPTIMIZED = "optimized"
 
 
@@ -49,24 +51,25 @@ def share(model: Model) -> Found:
     return found
 
 
-SECTION = Section(
-    "optimize",
-    [
-        partial(case, kind, model, dtype)
-        for model in (gemma.MODEL, LLAMA)
-        for kind, dtype in (
-            (prefill, torch.float32),
-            (decode, torch.float32),
-            (decode, torch.bfloat16),
-        )
-    ],
-    seconds=1.5,
-    passes=2,
-    tables=tokens.tables(
+def _section(name: str, model: Model) -> Section:
+    return Section(
+        name,
         [
-            Bar(f"{model.name}, share of our model's gain", 0.8, share(model))
-            for model in (gemma.MODEL, LLAMA)
-        ]
-    ),
-    plot="bars",
-)
+            partial(case, kind, model, dtype)
+            for kind, dtype in (
+                (prefill, torch.float32),
+                (decode, torch.float32),
+                (decode, torch.bfloat16),
+            )
+        ],
+        seconds=1.5,
+        passes=2,
+        tables=tokens.tables(
+            [Bar(f"{model.name}: share of our own model's gain", 0.8, share(model))]
+        ),
+        plot="bars",
+    )
+
+
+GEMMA = _section("optimize-gemma", gemma.MODEL)
+LLAMA = _section("optimize-llama", LLAMA_MODEL)

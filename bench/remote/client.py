@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = Path(os.environ.get("LANEWISE_BENCH_PEERS", ROOT / "build" / "peers"))
 
 
-class Absent(Exception):
+class Absent(RuntimeError):
     """A peer cannot run here; the message says why."""
 
 
