@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,33 @@ def test_decoders_give_the_greedy_tokens(side: Any, saved: tuple[Path, Any]) -> 
             assert torch.equal(sample.output[0], following[1:])
             torch.testing.assert_close(sample.output[1], expected)
             assert sample.seconds > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [generation.prefill, generation.decode])
+def test_cases_find_the_sides_right(kind: Any, dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**{**SIZES, "max_position_embeddings": 600})
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    prompt = torch.randint(97, (generation.PROMPT,))
+    model = generation.Model("tiny", lambda: tmp_path, lambda: prompt)
+
+    def absent() -> Any:
+        raise client.Absent("reason")
+
+    case = kind(
+        model,
+        dtype,
+        {"": partial(Lanewise, tmp_path, dtype)},
+        {"transformers": partial(Transformers, tmp_path, dtype), "llama.cpp": absent},
+    )
+    found = measure("s", case, 0.01)
+    assert not found.wrong
+    assert found.seconds.keys() == {"", "transformers"}
+    assert found.absent == {"llama.cpp": "reason"}
+    wrong = torch.ones(97)
+    broken = replace(case, ours={"": lambda: (torch.zeros(1, dtype=torch.int64), wrong)})
+    assert measure("s", broken, 0.01).wrong.keys() == {""}
 
 
 def test_onnx_graph_is_the_model() -> None:

@@ -43,7 +43,7 @@ SECTION = Section(
     "gemma",
     [partial(case, kind, dtype) for kind in (prefill, decode) for dtype in (FLOAT32, BFLOAT16)],
     seconds=2.0,
-    passes=3,
+    passes=2,
     tables=tokens.tables(
         [
             Bar(

@@ -19,6 +19,8 @@ from bench.remote.client import ROOT
 
 PROMPT, STEPS = 512, 8  # tokens
 
+REMOTE = ("ctranslate2", "llama.cpp")  # they tell tokens alone
+
 Make = Callable[[], Decoder]
 
 
@@ -40,13 +42,14 @@ def prefill(
     """The prompt from scratch, and the prediction that follows it."""
     prompt, reference = model.prompt(), _reference(model)
     present, absent = _present(peers)
+    compared = _compared(dtype)
     return Case(
         Shape.of(model.path()).task(f"{model.name} prefill, {PROMPT} tokens", dtype, 0, PROMPT, 1),
         ours={way: partial(make().prefill, prompt) for way, make in ours.items()},
         peers={peer: partial(side.prefill, prompt) for peer, side in present.items()},
-        reference=lambda: reference.prefill(prompt),
-        references=_of_remotes(lambda: reference.prefill(prompt)[:1]),
-        compared=_compared(dtype),
+        reference=lambda: compared(reference.prefill(prompt)),
+        references=dict.fromkeys(REMOTE, lambda: reference.prefill(prompt)[:1]),
+        compared=compared,
         absent=absent,
     )
 
@@ -60,6 +63,7 @@ def decode(
     """A few tokens after the prompt, which does not count."""
     prompt, forced, following, logits = _path(model)
     present, absent = _present(peers)
+    compared = _compared(dtype)
     task = Shape.of(model.path()).task(
         f"{model.name} decode, {STEPS} tokens after {PROMPT}", dtype, PROMPT, STEPS, STEPS
     )
@@ -67,18 +71,11 @@ def decode(
         task,
         ours={way: partial(make().decode, prompt, forced) for way, make in ours.items()},
         peers={peer: partial(side.decode, prompt, forced) for peer, side in present.items()},
-        reference=lambda: (following, logits),
-        references={
-            "ctranslate2": lambda: (following,),
-            "llama.cpp": lambda: (following[-1:],),
-        },
-        compared=_compared(dtype),
+        reference=lambda: compared((following, logits)),
+        references={"ctranslate2": lambda: (following,), "llama.cpp": lambda: (following[-1:],)},
+        compared=compared,
         absent=absent,
     )
-
-
-def _of_remotes(reference: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
-    return {"ctranslate2": reference, "llama.cpp": reference}
 
 
 def _compared(dtype: torch.dtype) -> Callable[[Any], Any]:

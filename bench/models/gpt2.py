@@ -39,7 +39,7 @@ SECTION = Section(
     "gpt2",
     [partial(case, kind) for kind in (prefill, decode)],
     seconds=2.0,
-    passes=3,
+    passes=2,
     tables=tokens.tables(
         [
             Bar("decode, × CTranslate2", 1.2, over(_DECODE, "float32", ["ctranslate2"])),
