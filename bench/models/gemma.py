@@ -42,7 +42,7 @@ _PREFILL, _DECODE = f"{MODEL.name} prefill", f"{MODEL.name} decode"
 SECTION = Section(
     "gemma",
     [partial(case, kind, dtype) for kind in (prefill, decode) for dtype in (FLOAT32, BFLOAT16)],
-    seconds=2.0,
+    seconds=1.0,
     passes=2,
     tables=tokens.tables(
         [

@@ -38,7 +38,7 @@ _PREFILL, _DECODE = f"{MODEL.name} prefill", f"{MODEL.name} decode"
 SECTION = Section(
     "gpt2",
     [partial(case, kind) for kind in (prefill, decode)],
-    seconds=2.0,
+    seconds=1.0,
     passes=2,
     tables=tokens.tables(
         [

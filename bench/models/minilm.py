@@ -55,7 +55,7 @@ def _encode(batch: int, length: int) -> Case:
 SECTION = Section(
     "minilm",
     [partial(_encode, 32, 128)],
-    seconds=3.0,
+    seconds=2.0,
     passes=2,
     tables=tokens.tables(
         [

@@ -62,8 +62,7 @@ def _section(name: str, model: Model) -> Section:
                 (decode, torch.bfloat16),
             )
         ],
-        seconds=1.5,
-        passes=2,
+        seconds=1.0,
         tables=tokens.tables(
             [Bar(f"{model.name}: share of our own model's gain", 0.8, share(model))]
         ),

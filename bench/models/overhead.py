@@ -99,7 +99,7 @@ def _tables(results: Sequence[Result], limits: Limits) -> Iterator[Table]:
 SECTION = Section(
     "overhead",
     [partial(case, dtype) for dtype in (torch.float32, torch.bfloat16)],
-    seconds=2.0,
+    seconds=1.0,
     tables=_tables,
     cells=None,
     plot=None,
