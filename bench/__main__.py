@@ -15,7 +15,7 @@ from bench.limits import Limits
 from bench.run import Run
 from bench.section import Section
 
-FAMILIES = ("gemm", "attention", "norm", "rope", "bert")
+FAMILIES = ("gemm", "attention", "norm", "rope", "bert", "models")
 
 
 def main() -> int:

@@ -31,6 +31,14 @@ class Task:
         return str(self.dtype).removeprefix("torch.")
 
 
+@dataclass(frozen=True)
+class Sample:
+    """What a side returns that keeps the time itself, since not all that it does shall count."""
+
+    output: Any
+    seconds: float
+
+
 def whole(output: Any) -> Any:
     """All of an output."""
     return output

@@ -36,6 +36,7 @@ MARKERS = {
     "contiguous": "s",
 }
 CURVES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+PEER_COLOURS = (*CURVES, "#56B4E9", "#000000")
 OTHER = "#999999"
 WAY_NAMES = {"": "lanewise", "packed": "lanewise, packed", **PEER_NAMES}
 
@@ -177,11 +178,37 @@ def _ratios(results: Sequence[Result], limits: Limits) -> Figure:
     return figure
 
 
+def _bars(results: Sequence[Result], limits: Limits) -> Figure:
+    """For each work and way, how many times as fast as each peer."""
+    bars = [
+        (f"{result.label(way)}, {result.task.dtype_name}", PEER_NAMES[peer], ratio)
+        for result in results
+        for way in result.ways
+        for peer in result.peers
+        if (ratio := result.ratio(way, peer)) is not None
+    ]
+    colours = dict(zip(dict.fromkeys(peer for _, peer, _ in bars), PEER_COLOURS, strict=False))
+    figure = Figure(figsize=(9, 1.2 + 0.22 * len(bars)), layout="constrained")
+    axes = figure.subplots()
+    for place, (_, peer, ratio) in enumerate(bars):
+        bar = axes.barh(place, ratio, color=colours[peer], label=peer)
+        axes.bar_label(bar, fmt="%.2f", padding=2)
+    firsts = {label: place for place, (label, _, _) in reversed(list(enumerate(bars)))}
+    axes.set_yticks(list(firsts.values()), list(firsts))
+    axes.invert_yaxis()
+    axes.axvline(1, color=OTHER, linewidth=1)
+    axes.set_xlabel("times as fast as")
+    axes.grid(axis="y", visible=False)
+    _legend(figure, {"": axes})
+    return figure
+
+
 PLOTS: dict[str, Callable[[Sequence[Result], Limits], Figure]] = {
     "shares": _shares,
     "rows": _rows,
     "curves": _curves,
     "ratios": _ratios,
+    "bars": _bars,
 }
 
 

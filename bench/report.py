@@ -24,7 +24,11 @@ STEERING = (
     "ONEDNN_MAX_CPU_ISA",
     "OPENBLAS_CORETYPE",
     "OPENBLAS_L2_SIZE",
+    "CT2_FORCE_CPU_ISA",
+    "CT2_USE_MKL",
 )
+# Plots that hold all sections of a family which ask for them.
+WHOLE = ("shares", "bars")
 
 
 def tables(run: Run) -> None:
@@ -62,7 +66,7 @@ def plots(run: Run, family: str, sections: Sequence[Section], folder: Path) -> N
     pictures: dict[str, tuple[str, list[Result]]] = {}
     for section in sections:
         if section.plot:
-            name = family if section.plot == "shares" else f"{family}-{section.name}"
+            name = family if section.plot in WHOLE else f"{family}-{section.name}"
             pictures.setdefault(name, (section.plot, []))[1].extend(run.results(section))
     facts = f"{run.limits.target}, {run.limits.threads} threads, torch {torch.__version__}"
     for name, (kind, found) in pictures.items():

@@ -59,7 +59,7 @@ class Run:
             self.limits.sample(case.task)
             if neighbours.disturbed(self.limits.threads):
                 disturbed.append((section, index))
-            if section.growth:
+            if section.growth and not result.wrong:
                 result = replace(result, growth=growth(section.points[index], case))
             found = self._results[section]
             found[index] = found[index].best_of(result) if index in found else result

@@ -25,5 +25,5 @@ class Section:
     tables: Callable[[Sequence[Result], Limits], Iterable[RenderableType]] = table.comparison
     # The cells of a page's table by their labels; without it the section is left out there.
     cells: Callable[[Result, Limits], dict[str, str]] | None = table.cells
-    plot: Literal["shares", "rows", "curves", "ratios"] | None = "shares"
+    plot: Literal["shares", "rows", "curves", "ratios", "bars"] | None = "shares"
     growth: bool = False  # whether memory is measured too; points must then be picklable

@@ -16,6 +16,13 @@ PEER_NAMES = {
     "flex": "FlexAttention",
     "one by one": "torch one by one",
     "contiguous": "contiguous",
+    "transformers": "transformers",
+    "transformers eager": "transformers eager",
+    "transformers float32": "transformers float32",
+    "transformers bfloat16": "transformers bfloat16",
+    "llama.cpp": "llama.cpp Q4_K_M",
+    "ctranslate2": "CTranslate2",
+    "onnxruntime": "ONNX Runtime",
 }
 WRONG, ABSENT = "wrong", "does not run here"
 

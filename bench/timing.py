@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from bench.case import Case, Result, Side
+from bench.case import Case, Result, Sample, Side
 from bench.check import Checker
 
 # A sample shorter than this would measure the clock and the interpreter's own noise.
@@ -21,7 +21,7 @@ SLOW_SECONDS, VERY_SLOW_SECONDS = 0.5, 1.0
 # of 5 ms took 9 to 14 right after one and 5.3 after this rest and one call that does not count
 # (its threads sleep too, by then). The other way round it is the OpenMP threads of torch and
 # lanewise that spin, and NumPy took 16 ms instead of 10.
-OWN_THREADS = ("numpy",)
+OWN_THREADS = ("numpy", "onnxruntime", "llama.cpp", "ctranslate2")
 REST_SECONDS = 0.15
 VISITS = 3
 
@@ -45,6 +45,8 @@ def _first_calls(case: Case, sides: dict[str, Side]) -> tuple[dict[str, float], 
         try:
             output = side()
             elapsed = time.perf_counter() - start
+            if isinstance(output, Sample):
+                output, elapsed = output.output, output.seconds
             fault = checker.fault(name, output)
         except (RuntimeError, ValueError) as error:
             fault = f"failed: {error}"
@@ -86,11 +88,12 @@ def _in_turn(sides: dict[str, Side], turns: dict[str, int]) -> Iterator[str]:
 
 
 def _call(side: Side, calls: int) -> float:
-    """Seconds of a call, the mean of so many."""
+    """Seconds of a call, the mean of so many; what the last one tells where it keeps the time."""
     start = time.perf_counter()
     for _ in range(calls):
-        side()
-    return (time.perf_counter() - start) / calls
+        output = side()
+    seconds = (time.perf_counter() - start) / calls
+    return output.seconds if isinstance(output, Sample) else seconds
 
 
 def _below(limit: float, seconds: dict[str, float]) -> list[str]:
