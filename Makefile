@@ -1,6 +1,6 @@
 # The commands of a checkout. They need python3, g++ and make, keep everything in .venv and build/,
 # and skip whatever is up to date.
-.PHONY: build demo test lint bench wheel test-sanitize test-arm64 clean
+.PHONY: build demo test lint bench bench-peers wheel test-sanitize test-arm64 clean
 
 PYTHON ?= python3
 # This exact version comes as a CPU build; the newest one brings gigabytes of CUDA along.
@@ -36,13 +36,21 @@ lint: $(VENV)/installed
 	@$(PY) -m mypy
 	@$(VENV)/bin/clang-format --dry-run -Werror $(CXX_SOURCES)
 
-# Plots need it, and nothing else does.
-$(VENV)/matplotlib: $(VENV)/torch
-	$(PIP) install matplotlib
+# Peers from the package index, and plots.
+$(VENV)/bench: $(VENV)/installed
+	$(PIP) install --no-build-isolation -e ".[bench]"
 	@touch $@
 
-bench: build $(VENV)/matplotlib
+bench: build $(VENV)/bench
 	@$(PY) -m bench
+
+# Peers that want an environment of their own. One of them is compiled for this CPU;
+# CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON" holds it to AVX2.
+bench-peers: build/peers/installed
+build/peers/installed: bench/peers.txt
+	@test -x build/peers/bin/python || $(PYTHON) -m venv build/peers
+	build/peers/bin/pip --disable-pip-version-check -q install -r bench/peers.txt
+	@touch $@
 
 wheel: build
 	@$(VENV)/bin/pip wheel . --no-build-isolation --no-deps -q -w dist

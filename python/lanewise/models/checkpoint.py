@@ -16,6 +16,10 @@ from lanewise.models.gguf_models import restore, restored_names
 from lanewise.models.optional import require
 
 
+# What a tensor is converted in at once.
+_PIECE_BYTES = 32 << 20
+
+
 class Checkpoint(ABC):
     """Named tensors in files that are not trusted; a context manager.
 
@@ -135,7 +139,19 @@ class SafetensorsCheckpoint(Checkpoint):
             return tensor
         if not tensor.is_floating_point() or tensor.element_size() < 2:
             raise ValueError(f"{file}: {name} must be of a floating dtype, got {tensor.dtype}")
-        return tensor.to(dtype)
+        if tensor.nbytes <= _PIECE_BYTES:
+            return tensor.to(dtype)
+        del tensor
+        return self._cast(name, dtype)
+
+    def _cast(self, name: str, dtype: torch.dtype) -> Tensor:
+        """A large tensor in another dtype, in pieces, so that few of the file's pages are held."""
+        out = torch.empty(self._shapes[name], dtype=dtype)
+        rows = max(_PIECE_BYTES // (4 * max(out[0].numel(), 1)), 1)
+        for start in range(0, len(out), rows):
+            with self._library.safe_open(self._file_of[name], framework="pt") as opened:
+                out[start : start + rows] = opened.get_slice(name)[start : start + rows]
+        return out
 
     def close(self) -> None:
         """Nothing is kept open."""
