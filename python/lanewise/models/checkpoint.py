@@ -15,7 +15,6 @@ from lanewise.models.gguf import GgufFile
 from lanewise.models.gguf_models import restore, restored_names
 from lanewise.models.optional import require
 
-
 # What a tensor is converted in at once.
 _PIECE_BYTES = 32 << 20
 
