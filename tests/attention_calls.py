@@ -105,11 +105,13 @@ def calls(draw: st.DrawFn, shape: AttentionShape, dtype: torch.dtype) -> Call:
     return Call({**tensors, **extra.tensors}, extra.options)
 
 
-def reordered(seed: int) -> Any:
+def reordered(seed: int, rows: int = 1) -> Any:
     """`reference.attention_in` over shuffled queries, keys and head elements.
 
     The formula is the same and every sum runs in another order: one order alone may be lucky in
-    its roundings, and says little about the error that plain torch makes.
+    its roundings, and says little about the error that plain torch makes. Few queries come several
+    times, as at least `rows`: torch adds a lone row's products side by side, and those of many one
+    after another.
     """
 
     def op(
@@ -129,6 +131,8 @@ def reordered(seed: int) -> Any:
         queries, keys = q.shape[2], k.shape[2]
         generator = torch.Generator().manual_seed(seed)
         i, j, d = (torch.randperm(n, generator=generator) for n in (queries, keys, q.shape[3]))
+        back = i.argsort()
+        i = i.repeat(-(-rows // max(queries, 1)))
         # What depends on the positions becomes part of the bias.
         whole = torch.zeros(*q.shape[:3], keys, dtype=dtype)
         if alibi_slopes is not None:
@@ -149,13 +153,16 @@ def reordered(seed: int) -> Any:
             sinks,
             **options,
         )
-        back = i.argsort()
         return out[:, :, back], lse[:, :, back]
 
     return op
 
 
-PEERS = (reference.attention_in, *(reordered(seed) for seed in range(4)))
+PEERS = (
+    reference.attention_in,
+    *(reordered(seed) for seed in range(4)),
+    *(reordered(seed, rows=8) for seed in range(4, 6)),
+)
 
 
 def check_forward(call: Call) -> None:

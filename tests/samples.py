@@ -114,6 +114,7 @@ def sample(op: str, dtype: torch.dtype = torch.float32) -> Arguments:
             "cos": randn((3, 2)).cos(),
             "sin": randn((3, 2)).sin(),
             "sinks": t(2),
+            "norm": "layer",
         }
     if op == "matmul":
         return {"a": t(2, 3, 8), "b": t(2, 8, 5)}

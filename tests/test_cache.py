@@ -79,7 +79,18 @@ def test_a_step_that_is_refused_changes_nothing(counts: list[int], message: str)
     assert cache.extend([1, 0]).positions.tolist() == [3]
 
 
-@pytest.mark.parametrize("name", ["batch", "max_tokens"])
+@pytest.mark.parametrize("name", ["batch", "max_tokens", "block_size"])
 def test_an_empty_cache_is_refused(name: str) -> None:
+    sizes = {"batch": 2, "max_tokens": 10, "block_size": 4, name: 0}
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-        make(**{name: 0})
+        PagedCache(3, 2, 8, **sizes)
+
+
+@pytest.mark.parametrize("indices", [[-1], [0, 0], [2]])
+def test_indices_that_are_refused(indices: list[int]) -> None:
+    cache = make()
+    cache.extend([3, 4])
+    with pytest.raises(ValueError, match="indices must be different ones from 0 to 1"):
+        cache.keep(indices)
+    assert cache.lengths == [3, 4]
+    assert len(set(cache.extend([7, 6]).slots.tolist())) == 13

@@ -406,6 +406,7 @@ LAYER = [
     Bad("decoder_layer", "slots", "got 20 for token 2", changed((2,), 20)),
     Bad("decoder_layer", "slots", "tokens 0 and 1", changed((1,), 5)),
     Bad("decoder_layer", "norm", "batch", replaced("batch")),
+    Bad("decoder_layer", "norm", "rms", replaced("rms")),
     *not_finite("decoder_layer", "eps", "weight_offset", "softcap", "scale"),
     Bad("decoder_layer", "eps", "-1", replaced(-1.0)),
     Bad("decoder_layer", "softcap", "-1", replaced(-1.0)),

@@ -245,6 +245,14 @@ def edit_config(path: Path, **changes: Any) -> None:
             "rope_type must be one of default, linear, llama3, got 'yarn'",
         ),
         ({"rope_parameters": {"rope_type": "linear"}}, "'linear' needs factor"),
+        ({"rope_parameters": {"rope_theta": 0.0}}, "rope_theta must be above 0, got 0.0"),
+        (
+            {"rope_parameters": {"rope_theta": [1]}},
+            r"rope_theta must be a finite number, got \[1\]",
+        ),
+        ({"rope_parameters": [1]}, r"rope_parameters must be an object, got \[1\]"),
+        ({"model_type": ["llama"]}, r"model_type must be one of gpt2, .*, got \['llama'\]"),
+        ({"model_type": "mistral", "layer_types": ["full"] * 3}, "layer_types must name"),
     ],
 )
 def test_a_config_that_is_refused(saved: Path, changes: Any, message: str) -> None:
@@ -281,6 +289,9 @@ def test_a_missing_and_an_unknown_tensor(saved: Path) -> None:
         (lambda m, c: m.extend(torch.tensor([1, 3]), [1, 2], c), r"shape \[3\], .* got \[2\]"),
         (lambda m, c: m.extend(torch.ones(12).long(), [1, 11], c), "at most 10 tokens"),
         (lambda m, c: m.new_cache(1, 129), "at most 128 tokens, got 129"),
+        (lambda m, c: m.extend(torch.ones(2), [1, 1], c), "tokens must be int64 or int32, got"),
+        (lambda m, c: m(torch.full((1, 3), V)), f"from 0 to {V - 1}, got {V}"),
+        (lambda m, c: m(torch.ones(1, 129).long()), "at most 128 tokens in a row, got 129"),
     ],
 )
 def test_a_call_that_is_refused(

@@ -251,6 +251,30 @@ def test_a_hook_an_adapter_and_a_changed_weight_are_served() -> None:
         assert not torch.allclose(cached(layer, x), changed)
 
 
+def test_an_option_a_wrapper_and_a_copy_are_seen() -> None:
+    layer, x = pack(make("gemma")), torch.randn(20, E)
+    with torch.no_grad():
+        before = cached(layer, x)
+        layer.attention.window_left = 2
+        assert not torch.allclose(cached(layer, x), before)
+        layer.attention.window_left = 6
+        assert torch.equal(cached(layer, x), before)
+
+        inner = layer.mlp.down_proj.forward
+        layer.mlp.down_proj.forward = lambda *a, **k: 2 * inner(*a, **k)  # type: ignore[method-assign]
+        assert not torch.allclose(cached(layer, x), before)
+        del layer.mlp.down_proj.forward
+        handle = layer.attention.rotary.register_forward_hook(lambda *_: torch.zeros(1))
+        with pytest.raises((RuntimeError, IndexError)):
+            cached(layer, x)
+        handle.remove()
+
+        twin = copy.deepcopy(layer)
+        twin.mlp.up_proj.weight.data.mul_(2)  # which leaves no trace
+        assert not torch.allclose(cached(twin, x), before)
+        assert torch.equal(cached(layer, x), before)
+
+
 def test_an_adapter_around_a_head_leaves_the_others_packed() -> None:
     layer, x = make("llama"), torch.randn(7, E)
     layer.attention.q_proj = Counted(layer.attention.q_proj)  # type: ignore[assignment]
@@ -294,6 +318,8 @@ def test_released_weights() -> None:
         lambda: copy.deepcopy(layer),
         lambda: layer.load_state_dict(make("gemma").state_dict()),
         lambda: pack(layer),
+        lambda: layer.state_dict(),
+        lambda: layer.mlp.state_dict(),
         lambda: layer.attention.unpack(),
         lambda: layer.mlp.up_proj.unpack(),
     ):
@@ -301,6 +327,34 @@ def test_released_weights() -> None:
             change()
     with torch.no_grad():
         assert torch.equal(cached(layer, x), before)
+
+
+def test_released_weights_have_no_gradient() -> None:
+    layer, x = pack(make("llama"), release=True).requires_grad_(False), torch.randn(2, 7, E)
+    assert layer(x).shape == x.shape
+    with pytest.raises(RuntimeError, match=r"released .* under torch\.no_grad"):
+        layer(x.requires_grad_())
+
+
+def test_nothing_is_released_where_something_cannot_be_packed() -> None:
+    both = nn.Sequential(Linear(8, 8), Linear(8, 8).double())
+    with pytest.raises(RuntimeError, match="float64"):
+        pack(both, release=True)
+    assert not any(p.is_meta for p in both.parameters())
+
+
+def test_a_cache_with_a_mask_is_refused() -> None:
+    layer = make("llama")
+    cache = PagedCache(1, 2, D, batch=1, max_tokens=8)
+    with torch.no_grad(), pytest.raises(ValueError, match="without mask and positions"):
+        layer(torch.randn(3, E), torch.ones(3, 3).bool(), cache=cache.layer(0, cache.extend([3])))
+
+
+def test_last_wants_a_token_of_every_sequence() -> None:
+    layer = pack(make("llama"))
+    cache = PagedCache(1, 2, D, batch=2, max_tokens=8)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="last_only needs a token"):
+        layer.last(torch.randn(2, E), cache.layer(0, cache.extend([2, 0])))
 
 
 def test_a_cache_is_for_causal_layers() -> None:

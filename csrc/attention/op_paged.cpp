@@ -78,7 +78,8 @@ struct Pages {
 
 std::tuple<Tensor, Tensor> run_paged_attention(const char* op, const Tensor& q,
                                                const PagedSequences& sequences,
-                                               AttentionOptions& options) {
+                                               AttentionOptions& options,
+                                               const std::function<void()>& write) {
   const auto& [k_cache, v_cache, cu_seqlens_q, block_table, context_lens, max_seqlen_q] = sequences;
   AttentionParams p =
       describe_operands(op, {"q", q, 3, 1}, {"k_cache", k_cache, kCacheRank, kCacheHeads},
@@ -101,6 +102,7 @@ std::tuple<Tensor, Tensor> run_paged_attention(const char* op, const Tensor& q,
   p.v_strides = cache_strides(v_cache);
   p.lse_head = q.size(0);
   describe_options(op, options, max_seqlen_q, tokens_of(pages.table.size(1), p.block_size), p);
+  if (write) write();
   return run_packed(q, p, table().attention);
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "activation/parse.h"
 #include "dispatch/table.h"
 #include "gemm/op.h"
 #include "norm/op.h"
@@ -160,6 +161,11 @@ Tensor decoder_layer(const Tensor& x, Tensor k_cache, Tensor v_cache, const Tens
     require(cos->size(1) == sin->size(1), kOp, "sin has ", sin->size(1),
             " pairs, which is not cos's ", cos->size(1));
   }
+  require(norm == "layer" || !attention_norm_bias, kOp,
+          "attention_norm_bias must come with norm 'layer', got norm 'rms'");
+  require(norm == "layer" || !mlp_norm_bias, kOp,
+          "mlp_norm_bias must come with norm 'layer', got norm 'rms'");
+  parse_activation(kOp, activation);
   const NormOptions norm_options = {norm == "layer", eps, weight_offset};
 
   // The heads.
@@ -184,19 +190,21 @@ Tensor decoder_layer(const Tensor& x, Tensor k_cache, Tensor v_cache, const Tens
   Tensor stream = x;
   const Starts starts(kOp, {"cu_seqlens_q", "max_seqlen_q", "x"}, cu_seqlens_q, max_seqlen_q,
                       tokens);
-  if (last_only && starts.batch < tokens) {
+  if (last_only) {
     for (int64_t b = 0; b < starts.batch; ++b)
       require(starts.at[b + 1] > starts.at[b], kOp, "last_only needs a token of every sequence, ",
               "cu_seqlens_q has none of sequence ", b);
+  }
+  if (last_only && starts.batch < tokens) {
     stream = last_rows(x, cu_seqlens_q);
     const Tensor q_rows = view_of(q, {tokens, q_width}, {q.stride(0), 1});
     q = heads_of(last_rows(q_rows, cu_seqlens_q), 0, heads, dim);
     sequences.cu_seqlens_q = one_query_each(starts.batch);
     sequences.max_seqlen_q = 1;
   }
-  run_cache_write(kOp, k, v, k_cache, v_cache, slots);
   AttentionOptions options = {{}, sinks, {}, true, window_left, -1, softcap, scale};
-  const Tensor attended = std::get<0>(run_paged_attention(kOp, q, sequences, options));
+  const Tensor attended = std::get<0>(run_paged_attention(
+      kOp, q, sequences, options, [&] { run_cache_write(kOp, k, v, k_cache, v_cache, slots); }));
   const Tensor mixed =
       view_of(attended, {attended.size(0), heads * value_dim}, {heads * value_dim, 1});
 

@@ -43,7 +43,7 @@ def load(
     """
     values = read_config(path)
     kind = values["model_type"]
-    if kind not in DECODERS:
+    if not isinstance(kind, str) or kind not in DECODERS:
         known = ", ".join(DECODERS)
         raise ValueError(f"lanewise.models.load: model_type must be one of {known}, got {kind!r}")
     cls = DECODERS[kind]

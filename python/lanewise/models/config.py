@@ -55,13 +55,19 @@ def read_config(path: str | Path, required: Iterable[str] = ("model_type",)) -> 
     for key in required:
         if key not in config:
             raise ValueError(f"{source}: the key {key} is missing")
+    _check_sizes(source, config)
+    if isinstance(config.get("text_config"), dict):  # of a multimodal model
+        _check_sizes(source, config["text_config"])
+    return config
+
+
+def _check_sizes(source: Path, config: dict[str, Any]) -> None:
     for key, limit in _LIMITS.items():
         value = config.get(key)
         if key not in config or (value is None and key in _NULLABLE):
             continue
         if type(value) is not int or not 1 <= value <= limit:
             raise ValueError(f"{source}: {key} must be an integer from 1 to {limit}, got {value!r}")
-    return config
 
 
 def read_json(path: Path) -> Any:

@@ -40,6 +40,30 @@ class ConfigReader:
             raise ValueError(f"{self.model}: {name} must be a finite number, got {value!r}")
         return float(value)
 
+    def positive(self, name: str, default: float) -> float:
+        """A finite number above 0."""
+        value = self.number(name, default)
+        if value <= 0:
+            raise ValueError(f"{self.model}: {name} must be above 0, got {value!r}")
+        return value
+
+    def sliding(self, layers: int) -> tuple[bool, ...] | None:
+        """Which layers attend a sliding window by ``layer_types``, None without them."""
+        types = self.values.get("layer_types")
+        if types is None:
+            return None
+        known = ("sliding_attention", "full_attention")
+        if (
+            not isinstance(types, list)
+            or len(types) != layers
+            or not all(t in known for t in types)
+        ):
+            raise ValueError(
+                f"{self.model}: layer_types must name {' or '.join(known)} for each of {layers} "
+                f"layers, got {types!r}"
+            )
+        return tuple(kind == known[0] for kind in types)
+
     def flag(self, name: str, default: bool) -> bool:
         value = self.values.get(name, default)
         if not isinstance(value, bool):
@@ -49,7 +73,7 @@ class ConfigReader:
     def activation(self, name: str, default: str) -> str:
         """The ops' name of an activation."""
         value = self.values.get(name, default)
-        if value not in ACTIVATIONS:
+        if not isinstance(value, str) or value not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise ValueError(f"{self.model}: {name} must be one of {known}, got {value!r}")
         return ACTIVATIONS[value]

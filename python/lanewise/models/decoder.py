@@ -56,6 +56,13 @@ class Decoder(HoldsPackings):
             attention_mask: [B, S], nonzero for tokens and zero for padding, on either side. Leave
                 it out where there is no padding. Logits at padding mean nothing.
         """
+        if not torch.compiler.is_compiling():
+            self._check_tokens(input_ids)
+        if input_ids.shape[1] > self.config.max_positions:
+            raise ValueError(
+                f"{type(self).__name__}: input_ids may have at most {self.config.max_positions} "
+                f"tokens in a row, got {input_ids.shape[1]}"
+            )
         if attention_mask is None:
             places = torch.arange(input_ids.shape[1], device=input_ids.device)
             mask = None
@@ -113,6 +120,11 @@ class Decoder(HoldsPackings):
                 f"{name}: tokens must have shape [{sum(counts)}], the sum of counts, got "
                 f"{list(tokens.shape)}"
             )
+        if cache.max_tokens > self.config.max_positions:
+            raise ValueError(
+                f"{name}: cache must be one for at most {self.config.max_positions} tokens of a "
+                f"sequence, got one for {cache.max_tokens}"
+            )
         self._check_tokens(tokens)
         step = cache.extend(counts)
         x = self._embed(tokens, step.positions)
@@ -147,6 +159,10 @@ class Decoder(HoldsPackings):
         return logits
 
     def _check_tokens(self, tokens: Tensor) -> None:
+        if tokens.dtype not in (torch.int64, torch.int32):
+            raise ValueError(
+                f"{type(self).__name__}: tokens must be int64 or int32, got {tokens.dtype}"
+            )
         if tokens.numel() == 0:
             return
         least, most = (int(value) for value in tokens.aminmax())

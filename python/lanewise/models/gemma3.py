@@ -75,10 +75,10 @@ class Gemma3Config:
             intermediate_size=read.size("intermediate_size"),
             max_positions=read.size("max_position_embeddings", 131072),
             sliding_window=read.size("sliding_window", 4096),
-            sliding=_sliding(layers, values, read),
-            query_pre_attn_scalar=read.number("query_pre_attn_scalar", float(head_dim)),
+            sliding=_sliding(layers, read),
+            query_pre_attn_scalar=read.positive("query_pre_attn_scalar", float(head_dim)),
             activation=read.activation("hidden_activation", "gelu_pytorch_tanh"),
-            rms_norm_eps=read.number("rms_norm_eps", 1e-6),
+            rms_norm_eps=read.positive("rms_norm_eps", 1e-6),
             rope=rope,
             local_rope=local_rope,
             attention_softcap=read.number("attn_logit_softcapping", 0.0),
@@ -95,23 +95,23 @@ def _ropes(
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     by_kind = values.get("rope_parameters")
     if isinstance(by_kind, Mapping) and _FULL in by_kind:
-        return by_kind[_FULL], by_kind[_SLIDING]
-    rope = rope_parameters(values)
-    rope.setdefault("rope_theta", 1000000.0)
-    return rope, {"rope_theta": read.number("rope_local_base_freq", 10000.0)}
+        rope, local = by_kind[_FULL], by_kind.get(_SLIDING)
+        if not isinstance(rope, Mapping) or not isinstance(local, Mapping):
+            raise ValueError(
+                f"Gemma3: rope_parameters must hold {_FULL} and {_SLIDING}, got {by_kind!r}"
+            )
+        return rope, local
+    only = rope_parameters(values)
+    only.setdefault("rope_theta", 1000000.0)
+    return only, {"rope_theta": read.positive("rope_local_base_freq", 10000.0)}
 
 
-def _sliding(layers: int, values: Mapping[str, Any], read: ConfigReader) -> tuple[bool, ...]:
-    types = values.get("layer_types")
-    if types is None:
-        pattern = read.size("sliding_window_pattern", 6)
-        return tuple((i + 1) % pattern != 0 for i in range(layers))
-    if len(types) != layers or not set(types) <= {_SLIDING, _FULL}:
-        raise ValueError(
-            f"Gemma3: layer_types must name {_SLIDING} or {_FULL} for each of {layers} layers, "
-            f"got {types!r}"
-        )
-    return tuple(kind == _SLIDING for kind in types)
+def _sliding(layers: int, read: ConfigReader) -> tuple[bool, ...]:
+    found = read.sliding(layers)
+    if found is not None:
+        return found
+    pattern = read.size("sliding_window_pattern", 6)
+    return tuple((i + 1) % pattern != 0 for i in range(layers))
 
 
 class Gemma3(FromPretrained, Decoder):

@@ -80,7 +80,9 @@ def stream(
     rows = [_tokens(f"prompt {i}", prompt, config) for i, prompt in enumerate(prompts)]
     for index, row in enumerate(rows):
         _check_length(index, len(row), max_new_tokens, config.max_positions)
-    stops = config.eos_token_ids if stop_tokens is None else stop_tokens
+    # A config may name a token that its vocabulary lacks: it cannot come, and ends nothing.
+    known = (token for token in config.eos_token_ids if token < config.vocab_size)
+    stops = known if stop_tokens is None else stop_tokens
     stop = frozenset(_tokens("stop_tokens", stops, config))
     samplers = _samplers(rows, GREEDY if sampling is None else sampling)
     return _run(model, rows, samplers, max_new_tokens, stop, prefill_chunk)

@@ -53,7 +53,7 @@ class Gpt2Config:
             intermediate_size=read.size("n_inner", 4 * hidden),
             max_positions=read.size("n_positions", 1024),
             activation=read.activation("activation_function", "gelu_new"),
-            layer_norm_eps=read.number("layer_norm_epsilon", 1e-5),
+            layer_norm_eps=read.positive("layer_norm_epsilon", 1e-5),
             scale_attention=read.flag("scale_attn_weights", True),
             tied=read.flag("tie_word_embeddings", True),
             bos_token_id=next(iter(read.tokens("bos_token_id")), None),

@@ -63,11 +63,11 @@ class LlamaConfig:
             num_hidden_layers=layers,
             num_attention_heads=heads,
             num_key_value_heads=read.size("num_key_value_heads", heads),
-            head_dim=read.size("head_dim", max(hidden // heads, 1)),
+            head_dim=read.size("head_dim", 128 if kind == "qwen3" else max(hidden // heads, 1)),
             intermediate_size=read.size("intermediate_size"),
             max_positions=read.size("max_position_embeddings", 2048),
             activation=read.activation("hidden_act", "silu"),
-            rms_norm_eps=read.number("rms_norm_eps", 1e-6),
+            rms_norm_eps=read.positive("rms_norm_eps", 1e-6),
             rope=rope_parameters(values),
             windows=_windows(kind, layers, values, read),
             qkv_bias=bias or kind == "qwen2",
@@ -83,16 +83,17 @@ class LlamaConfig:
 def _windows(
     kind: str, layers: int, values: Mapping[str, Any], read: ConfigReader
 ) -> tuple[int | None, ...]:
-    if values.get("sliding_window") is None or not values.get("use_sliding_window", True):
+    # What is absent has the default of the model's kind.
+    window = values.get("sliding_window", 4096 if kind != "llama" else None)
+    uses = read.flag("use_sliding_window", False) if kind.startswith("qwen") else True
+    if window is None or not uses or kind == "llama":
         return (None,) * layers
-    window = read.size("sliding_window")
-    types = values.get("layer_types")
-    if types is None:
-        if kind.startswith("qwen"):  # the first layers attend in full
-            full = values.get("max_window_layers", layers)
-            return tuple(None if i < full else window for i in range(layers))
-        return (window if kind == "mistral" else None,) * layers
-    return tuple(window if kind == "sliding_attention" else None for kind in types)
+    window = read.size("sliding_window", 4096)
+    sliding = read.sliding(layers)
+    if sliding is None and kind.startswith("qwen"):  # the first layers attend in full
+        full = read.size("max_window_layers", 28)
+        sliding = tuple(i >= full for i in range(layers))
+    return tuple(window if slides else None for slides in sliding or (True,) * layers)
 
 
 class Llama(FromPretrained, Decoder):

@@ -3,6 +3,7 @@ weights."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing_extensions import Self
 from lanewise.models.checkpoint import Checkpoint, open_checkpoint
 from lanewise.models.config import read_config
 from lanewise.nn import RotaryEmbedding, pack
+from lanewise.ops._library import FLOATING
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class FromPretrained(nn.Module):
         Args:
             path: a directory with ``config.json`` and safetensors, or a GGUF file, which is
                 dequantized.
-            dtype: of all parameters; by default what the file holds, float32 for a GGUF file.
+            dtype: of all parameters; by default that of the checkpoint's smallest tensor, float32
+                for a GGUF file.
             pack: packs each layer as soon as it is read and lets go of its weights, for inference
                 on the CPU: see `lanewise.nn.pack` with ``release``. The whole then needs little
                 more memory than its weights, while and after it is read.
@@ -85,12 +88,26 @@ class FromPretrained(nn.Module):
         with torch.device("meta"):
             model = cls(config)
         sources = _find(model, checkpoint)
+        dtype = dtype or _dtype_of_first(sources, checkpoint)
         for prefix, part in _parts(model):
             _read_part(part, prefix, sources, checkpoint, dtype, device, release=pack)
         for module in model.modules():
             if isinstance(module, RotaryEmbedding):  # its tables are made, not read
                 module.to_empty(device=device or "cpu")
-        return model.eval()
+        # Released weights have no gradients, and what is left would have useless ones.
+        return (model.requires_grad_(False) if pack else model).eval()
+
+
+def _dtype_of_first(sources: Mapping[str, Source], checkpoint: Checkpoint) -> torch.dtype:
+    """The dtype of a checkpoint whose tensors may have several."""
+    source = min(sources.values(), key=lambda s: math.prod(checkpoint.shape(s.name)))
+    dtype = checkpoint.read(source.name).dtype
+    if dtype not in FLOATING:
+        raise ValueError(
+            f"{source.name} must be float32, bfloat16 or float16 in the checkpoint, or a dtype be "
+            f"given, got {dtype}"
+        )
+    return dtype
 
 
 def _parts(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -140,7 +157,8 @@ def _read_part(
     for name, parameter in part.named_parameters():
         source = sources[prefix + name]
         tensor = checkpoint.read(source.name, dtype)
-        tensor = tensor if source.form is None else source.form(tensor)
+        if source.form is not None and tensor.dim() > 0:
+            tensor = source.form(tensor)
         if tensor.shape != parameter.shape:
             raise ValueError(
                 f"{source.name} must give {prefix}{name} the shape {list(parameter.shape)}, "

@@ -132,6 +132,10 @@ class Attention(Packing):
                 sequence holds up to itself (and in the window): for causal attention, without a
                 mask or positions. Not differentiable.
         """
+        if cache is not None and (not self.causal or mask is not None or positions is not None):
+            raise ValueError(
+                "lanewise.nn.Attention: a cache is for causal attention, without mask and positions"
+            )
         q, k, v = self._project(x)
         if cache is not None:
             out = self._cached(q, k, v, cache)
@@ -175,8 +179,6 @@ class Attention(Packing):
 
     def _cached(self, q: Tensor, k: Tensor, v: Tensor, cache: LayerCache) -> Tensor:
         """q, k, v [T, heads, head_dim] → [T, num_heads, head_dim]."""
-        if not self.causal:
-            raise ValueError("lanewise.nn.Attention: a cache is for causal attention")
         step = cache.step
         if self.rotary is not None:  # [T, H, D] as a batch of one sequence
             q, k = (

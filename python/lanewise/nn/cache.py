@@ -72,7 +72,8 @@ class PagedCache:
         dtype: torch.dtype | None = None,
         device: Any = None,
     ) -> None:
-        for name, value in (("batch", batch), ("max_tokens", max_tokens)):
+        sizes = (("batch", batch), ("max_tokens", max_tokens), ("block_size", block_size))
+        for name, value in sizes:
             if value < 1:
                 raise ValueError(f"lanewise.nn.PagedCache: {name} must be at least 1, got {value}")
         self.max_tokens = max_tokens
@@ -137,7 +138,18 @@ class PagedCache:
         return LayerCache(*self.layers[index], step)
 
     def keep(self, indices: Sequence[int]) -> None:
-        """Goes on with these sequences, in this order; the blocks of the others become free."""
+        """Goes on with these sequences, in this order; the blocks of the others become free.
+
+        Raises:
+            ValueError: an index comes twice, or is none of the sequences'; nothing has changed
+                then.
+        """
+        count = len(self.lengths)
+        if len(set(indices)) != len(indices) or not all(0 <= b < count for b in indices):
+            raise ValueError(
+                f"lanewise.nn.PagedCache: indices must be different ones from 0 to {count - 1}, "
+                f"got {list(indices)}"
+            )
         dropped = set(range(len(self.lengths))) - set(indices)
         for b in sorted(dropped):
             self._free += reversed(self._blocks[b])

@@ -25,7 +25,8 @@ class Plan(NamedTuple):
     """The call of one layer, and what must still be so for it to be right."""
 
     modules: tuple[nn.Module, ...]  # without hooks, with these
-    children: tuple[tuple[dict[str, Any], str, Any], ...]  # (owner's modules or parameters, name)
+    # (a dictionary of a module: its children, parameters, buffers or options; name; value)
+    values: tuple[tuple[dict[str, Any], str, Any], ...]
     versions: tuple[tuple[Tensor, int], ...]  # what the packed copies were made of
     rotary: RotaryEmbedding | None
     weights: tuple[Tensor | None, ...]
@@ -33,8 +34,11 @@ class Plan(NamedTuple):
 
     def holds(self) -> bool:
         return (
-            all(owner.get(name) is child for owner, name, child in self.children)
-            and not any(m._forward_hooks or m._forward_pre_hooks for m in self.modules)
+            all(owner.get(name) is value for owner, name, value in self.values)
+            and not any(
+                m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__
+                for m in self.modules
+            )
             and all(_version(source) == version for source, version in self.versions)
         )
 
@@ -79,6 +83,11 @@ def run(plan: Plan, x: Tensor, cache: LayerCache, *, last_only: bool = False) ->
 
 
 _op = torch.ops.lanewise.decoder_layer.default
+# Attributes of the modules that are options of the op.
+_OPTIONS = {
+    *("causal", "window_left", "window_right", "softcap", "scale", "activation", "norm_first"),
+    *("eps", "weight_offset", "interleaved", "num_heads", "num_kv_heads", "head_dim"),
+}
 
 
 def _make(layer: TransformerLayer) -> Plan | None:
@@ -99,6 +108,7 @@ def _make(layer: TransformerLayer) -> Plan | None:
     packs += [mlp.gate_proj] if mlp.gate_proj is not None else []
     modules = [attention, mlp, *packs, *norms]
     modules += [attention.q_proj, attention.k_proj, attention.v_proj]
+    modules += [attention.rotary] if attention.rotary is not None else []
     if not (
         layer.norm_first
         and attention.causal
@@ -114,18 +124,16 @@ def _make(layer: TransformerLayer) -> Plan | None:
         return getattr(module, name, None)
 
     rotary = attention.rotary
-    children: list[tuple[dict[str, Any], str, Any]] = []
+    values: list[tuple[dict[str, Any], str, Any]] = []
     for module in (layer, *modules):
-        children += [(module._modules, name, child) for name, child in module._modules.items()]
-        children += [(module._parameters, name, p) for name, p in module._parameters.items()]
-        children += [
-            (module._buffers, name, module._buffers[name])
-            for name in ("packed_weight",)
-            if name in module._buffers
+        for owner in (module._modules, module._parameters, module._buffers):
+            values += [(owner, name, value) for name, value in owner.items()]
+        values += [
+            (vars(module), name, vars(module)[name]) for name in _OPTIONS & set(vars(module))
         ]
     return Plan(
         tuple(modules),
-        tuple(children),
+        tuple(values),
         tuple(pair for p in packs for pair in p._packed_from),
         rotary,
         (

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from lanewise import ops
+from lanewise.ops._library import FLOATING
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -68,8 +69,19 @@ class Packing(nn.Module):
         self._packed_from = tuple((source, _version(source)) for source in self._sources())
         return self
 
+    def _require_packable(self) -> None:
+        self._require_weights()
+        for owner in self._owners():
+            if owner.weight.dtype not in FLOATING:
+                raise RuntimeError(
+                    f"lanewise.nn.{type(self).__name__}: a weight must be float32, bfloat16 or "
+                    f"float16 to be packed, got {owner.weight.dtype}"
+                )
+
     def _release(self) -> None:
         for owner in self._owners():
+            if owner.bias is not None:
+                owner.bias.requires_grad_(False)
             owner.weight = nn.Parameter(owner.weight.to("meta"), requires_grad=False)
         self._released = True
 
@@ -88,7 +100,8 @@ class Packing(nn.Module):
         if self._released:
             raise RuntimeError(
                 f"lanewise.nn.{type(self).__name__}: its weights were released when it was packed, "
-                "so that they cannot be trained, moved, copied or loaded: make the model again"
+                "so that they cannot be trained, moved, copied, saved or loaded: make the model "
+                "again"
             )
 
     def usable_pack(self, *inputs: Tensor | None) -> Tensor | None:
@@ -97,6 +110,8 @@ class Packing(nn.Module):
         if packed is None:
             return None
         sources = self._sources()
+        if self._released:
+            return self._released_pack(packed, inputs)
         if torch.is_autocast_enabled(packed.device.type):
             return None
         if torch.is_grad_enabled() and any(
@@ -111,6 +126,17 @@ class Packing(nn.Module):
         )
         return packed if current else None
 
+    def _released_pack(self, packed: Tensor, inputs: tuple[Tensor | None, ...]) -> Tensor:
+        gradient = torch.is_grad_enabled() and any(
+            t is not None and t.requires_grad for t in inputs
+        )
+        if gradient or torch.is_autocast_enabled(packed.device.type):
+            raise RuntimeError(
+                f"lanewise.nn.{type(self).__name__}: its weights were released when it was packed: "
+                "call it without autocast and under torch.no_grad()"
+            )
+        return packed
+
     def train(self, mode: bool = True) -> Self:
         if mode:
             self.unpack()
@@ -119,6 +145,10 @@ class Packing(nn.Module):
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         self.unpack()
         return super()._apply(*args, **kwargs)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._require_weights()
+        super()._save_to_state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.unpack()
@@ -155,6 +185,14 @@ class HoldsPackings(nn.Module):
         for module in packings(self):
             module._require_weights()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A plan of calls (fused.py) knows this module's own dictionaries, which no copy shares.
+        return {name: value for name, value in self.__dict__.items() if name != "_plan"}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self._require_weights()
+        return super().state_dict(*args, **kwargs)
+
     def train(self, mode: bool = True) -> Self:
         if mode:
             self._require_weights()
@@ -174,7 +212,10 @@ def pack(module: ModuleT, *, release: bool = False) -> ModuleT:
 
     ``release`` frees the weights themselves: see `Packing.pack`.
     """
-    for child in packings(module):
+    found = packings(module)
+    for child in found:  # before the first one lets go of anything
+        child._require_packable()
+    for child in found:
         child.pack(release=release)
     return module
 

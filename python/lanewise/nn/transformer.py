@@ -76,7 +76,14 @@ class TransformerLayer(HoldsPackings):
         With a cache, x [T, E] → [T, E], as `Attention.forward` does; a packed layer without hooks
         is one call of `lanewise.decoder_layer` then.
         """
-        if cache is not None and (plan := fused.plan(self, x)) is not None:
+        if cache is not None and not self.norm_first:
+            raise ValueError("lanewise.nn.TransformerLayer: a cache is for norm_first")
+        if (
+            cache is not None
+            and mask is None
+            and positions is None
+            and (plan := fused.plan(self, x)) is not None
+        ):
             return fused.run(plan, x, cache)
         if not self.norm_first:
             x = self.attention_norm(self.attention(x, mask, positions=positions, residual=x))
