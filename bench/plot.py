@@ -199,7 +199,7 @@ def _bars(results: Sequence[Result], limits: Limits) -> Figure:
     axes.axvline(1, color=OTHER, linewidth=1)
     axes.set_xlabel("times as fast as")
     axes.grid(axis="y", visible=False)
-    _legend(figure, {"": axes})
+    _legend(figure, {"": axes}, columns=4)
     return figure
 
 

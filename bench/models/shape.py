@@ -20,6 +20,7 @@ class Shape:
     windows: tuple[int, ...]  # of each layer, the most keys that a token attends
     queries: int  # of a token in one layer: heads times their size
     keys: int  # of a token in one layer: as many values
+    makes_keys: int  # weights of one layer that make keys and values
 
     @classmethod
     def of(cls, path: Path) -> Shape:
@@ -40,24 +41,32 @@ class Shape:
         kinds = getattr(config, "layer_types", None) or ["full_attention"] * layers
         far = config.max_position_embeddings
         windows = tuple(config.sliding_window if "sliding" in kind else far for kind in kinds)
-        return cls(layers * layer, config.vocab_size * size, windows, queries, keys)
+        head = config.vocab_size * size
+        return cls(layers * layer, head, windows, queries, keys, 2 * keys * size)
 
     def task(self, work: str, dtype: torch.dtype, past: int, new: int, predictions: int) -> Task:
         """`new` tokens after `past` ones, of which so many predict a token, each in one step."""
-        attended = sum(self._attended(range(past, past + new)))
+        every, last = range(past, past + new), range(past + new - predictions, past + new)
+        # Nobody needs more of the last layer than its keys and values, but for the predictions.
+        layer = self.matrices // len(self.windows)
+        products = (
+            new * (self.matrices - layer + self.makes_keys)
+            + predictions * (layer - self.makes_keys)
+            + predictions * self.head
+        )
+        scores = self._attended(every, self.windows[:-1]) + self._attended(last, self.windows[-1:])
         # In one step the keys are read once; step by step, for each token again.
-        read = attended if predictions == new else sum(self._attended([past + new - 1]))
-        steps = predictions
+        read = self._attended(last, self.windows)
         return Task(
             work,
             dtype,
-            flops=2 * new * self.matrices
-            + 2 * predictions * self.head
-            + 4 * attended * self.queries,
-            bytes=dtype.itemsize * (steps * (self.matrices + self.head) + 2 * read * self.keys),
+            flops=2 * products + 4 * scores * self.queries,
+            bytes=dtype.itemsize
+            * (predictions * (self.matrices + self.head) + 2 * read * self.keys),
             rows=new,
         )
 
-    def _attended(self, positions: Iterable[int]) -> Iterable[int]:
-        """Of each token, the keys it attends, over all layers."""
-        return (sum(min(window, at + 1) for window in self.windows) for at in positions)
+    def _attended(self, positions: Iterable[int], windows: Iterable[int]) -> int:
+        """The keys that tokens attend, over some layers."""
+        windows = tuple(windows)
+        return sum(min(window, at + 1) for at in positions for window in windows)
