@@ -477,3 +477,31 @@ def test_importing_lanewise_needs_no_transformers():
         "lanewise.unoptimize(layer)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_inputs_that_the_ops_do_not_take_are_torchs() -> None:
+    model = torch.nn.Sequential(torch.nn.LayerNorm(32), torch.nn.Linear(32, 8))
+    apart = torch.randn(2, 32, 7, 7).permute(0, 2, 3, 1)
+    rows = torch.randn(4, 32)
+
+    def run() -> list[torch.Tensor]:
+        return [
+            model(apart),
+            torch.func.jvp(model, (rows,), (torch.ones_like(rows).cumsum(-1),))[1],
+            torch.func.jacrev(model)(rows),
+        ]
+
+    expected = run()
+    assert expected[1].abs().max() > 0
+    lanewise.optimize(model)
+    for found, want in zip(run(), expected, strict=True):
+        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_default_eps_of_an_rms_norm(dtype: torch.dtype) -> None:
+    norm = torch.nn.RMSNorm(64, dtype=dtype)
+    x = (torch.randn(3, 64) * 0.01).to(dtype)
+    expected = norm(x)
+    lanewise.optimize(norm)
+    torch.testing.assert_close(norm(x), expected)

@@ -40,7 +40,7 @@ class RMSNorm(nn.RMSNorm):
 
     Args:
         normalized_shape: the trailing dimensions that are normalised together.
-        eps: added to the mean square; None means the smallest step of the input's dtype.
+        eps: added to the mean square; None means float32's smallest step, as in torch.
         elementwise_affine: whether there is a weight.
         weight_offset: added to the weight. Gemma stores its weights around 0 and needs 1.
     """
@@ -76,7 +76,7 @@ class RMSNorm(nn.RMSNorm):
         """
         shape = input.shape
         rows = _rows("RMSNorm", "input", input, self.normalized_shape)
-        eps = torch.finfo(input.dtype).eps if self.eps is None else self.eps
+        eps = torch.finfo(torch.float32).eps if self.eps is None else self.eps
         options = {"eps": eps, "weight_offset": self.weight_offset}
         weight = _vector(self.weight)
         if residual is None:

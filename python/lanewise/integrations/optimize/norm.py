@@ -74,4 +74,4 @@ class GemmaRMSNorm(RMSNorm):
 
 def _serves(x: Tensor, weight: Tensor | None) -> bool:
     # Under autocast torch computes norms in float32 and may return that.
-    return served(x, weight) and not autocasts()
+    return served(x, weight) and x.stride(-1) == 1 and not autocasts()

@@ -16,10 +16,21 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def served(x: Tensor, weight: Tensor | None = None) -> bool:
-    """Whether an op takes ``x`` beside ``weight``: on the CPU, in a dtype that has kernels."""
+    """Whether an op takes ``x`` beside ``weight``: on the CPU, strided, in a dtype that has
+    kernels, and not inside a transform such as ``torch.func.jvp``, for which the ops have no rule.
+    """
     if x.device.type != "cpu" or x.dtype not in DTYPES:
         return False
+    if x.layout is not torch.strided or x.is_nested or _transforms():
+        return False
     return weight is None or (weight.dtype is x.dtype and weight.device == x.device)
+
+
+def _transforms() -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    stack = torch._C._functorch.peek_interpreter_stack()  # type: ignore[attr-defined]
+    return forward_ad._current_level >= 0 or stack is not None
 
 
 def autocasts() -> bool:
