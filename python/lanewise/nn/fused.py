@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lanewise.nn.cache import LayerCache
 from lanewise.nn.linear import Linear, is_watched
 from lanewise.nn.norm import LayerNorm, RMSNorm
-from lanewise.nn.packing import Packing, _version
+from lanewise.nn.packing import Packing, version_of
 from lanewise.nn.position import RotaryEmbedding
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Plan(NamedTuple):
                 m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__
                 for m in self.modules
             )
-            and all(_version(source) == version for source, version in self.versions)
+            and all(version_of(source) == version for source, version in self.versions)
         )
 
 

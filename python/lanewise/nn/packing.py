@@ -66,7 +66,7 @@ class Packing(nn.Module):
         self.register_buffer("packed_weight", packed, persistent=False)
         if release:
             self._release()
-        self._packed_from = tuple((source, _version(source)) for source in self._sources())
+        self._packed_from = tuple((source, version_of(source)) for source in self._sources())
         return self
 
     def _require_packable(self) -> None:
@@ -121,7 +121,7 @@ class Packing(nn.Module):
         # A compiler cannot read versions: there only the identity is compared.
         compiling = torch.compiler.is_compiling()
         current = len(sources) == len(self._packed_from) and all(
-            source is seen and (compiling or _version(source) == version)
+            source is seen and (compiling or version_of(source) == version)
             for source, (seen, version) in zip(sources, self._packed_from, strict=True)
         )
         return packed if current else None
@@ -160,7 +160,7 @@ class Packing(nn.Module):
         return {**self.__dict__, "_buffers": buffers, "_packed_from": ()}
 
 
-def _version(weight: Tensor) -> int:
+def version_of(weight: Tensor) -> int:
     # Tensors made in inference mode do not count their changes.
     return 0 if weight.is_inference() else weight._version
 

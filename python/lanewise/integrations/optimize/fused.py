@@ -19,7 +19,7 @@ from lanewise.integrations.optimize.rotary import half_tables
 from lanewise.integrations.optimize.serving import epilogue
 from lanewise.integrations.optimize.swap import plain, unobserved
 from lanewise.integrations.transformers.mask import pattern_of
-from lanewise.nn.packing import _version
+from lanewise.nn.packing import version_of
 
 if TYPE_CHECKING:
     from transformers.cache_utils import DynamicLayer
@@ -71,7 +71,7 @@ class Plan(NamedTuple):
     def holds(self) -> bool:
         return (
             all(owner.get(name) is value for owner, name, value in self.entries)
-            and all(_version(source) == version for source, version in self.versions)
+            and all(version_of(source) == version for source, version in self.versions)
             and all(unobserved(module) for module in self.modules)
         )
 
