@@ -12,7 +12,8 @@ import triton_interpreter  # noqa: F401  mends bfloat16 before a kernel is defin
 from hypothesis import given
 from hypothesis import strategies as st
 from lanewise.kernels import target
-from lanewise.kernels.attention import TILES, attention
+from lanewise.kernels.attention import attention
+from lanewise.kernels.attention.tiles import TILES
 from numerics import assert_no_worse_than
 from strategies import DTYPES, LAYOUTS, AttentionShape, attention_shapes, dtypes, randn
 from test_attention import Call, calls

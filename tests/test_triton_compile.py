@@ -12,11 +12,12 @@ triton = pytest.importorskip("triton")
 if triton.knobs.runtime.interpret:
     pytest.skip("compiles for real: not under TRITON_INTERPRET", allow_module_level=True)
 
-from lanewise.kernels import aot, target  # noqa: E402
+from lanewise.kernels import target  # noqa: E402
+from lanewise.kernels.evidence import aot  # noqa: E402
 
 CASES = [(a, c) for a in aot.GPUS for c in aot.cases()]
 NVIDIA = [(a, c) for a, c in CASES if a.startswith("sm_")]
-ALIGNED = [(a, c) for a, c in CASES if c.split()[-1] not in ("33", "1001")]
+ALIGNED = [(a, c) for a, c in CASES if aot.cases()[c].aligned]
 
 
 Compiled = dict[tuple[str, str], "Future[aot.Report]"]

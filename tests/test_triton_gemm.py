@@ -13,7 +13,8 @@ import triton_interpreter  # mends bfloat16 before a kernel is defined
 from hypothesis import given
 from hypothesis import strategies as st
 from lanewise.kernels import target
-from lanewise.kernels.gemm import TILES, linear
+from lanewise.kernels.gemm import linear
+from lanewise.kernels.gemm.tiles import TILES
 from numerics import activation_error, assert_within, matmul_error
 from strategies import DTYPES, activations, batch_shapes, dtypes, extents, randn, values
 from torch import Tensor
@@ -75,7 +76,7 @@ def test_every_tile_of_the_table(
     dtype = {2: torch.bfloat16, 4: torch.float32}[itemsize]
     tile = TILES[architecture][itemsize][kind]
     monkeypatch.setattr(target, "of", lambda device: target.ARCHITECTURES[architecture])
-    monkeypatch.setattr("lanewise.kernels.gemm.choose", lambda *_: tile)
+    monkeypatch.setattr("lanewise.kernels.gemm.tiles.choose", lambda *_: tile)
     rows = 3 * tile.m - 5 if kind == "few" else tile.m + 3
     check(randn((rows, k), dtype, 1), randn((tile.n + 9, k), dtype, 2), None, None, "none")
 

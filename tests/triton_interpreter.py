@@ -8,13 +8,17 @@ TRITON_INTERPRET=1, in a process of its own, because Triton reads the variable o
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 import triton
 import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+from lanewise.ops._triton import KERNELS, launcher
 
 assert triton.knobs.runtime.interpret, "set TRITON_INTERPRET=1 before triton is imported"
 
@@ -69,3 +73,16 @@ def binary_op(self: Any, a: TensorHandle, b: TensorHandle, op: Callable) -> Tens
 InterpreterBuilder.cast_impl = cast_impl
 InterpreterBuilder.create_dot = create_dot
 InterpreterBuilder.binary_op = binary_op
+
+
+def replace_cpu_kernels() -> None:
+    """From here on every op of CPU tensors is computed by its Triton kernel, in the interpreter."""
+    library = torch.library.Library("lanewise", "IMPL", "CPU")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that a kernel was there before
+        for op in KERNELS:
+            library.impl(op, launcher(op), allow_override=True)
+    _kept.append(library)
+
+
+_kept: list[Any] = []  # a library that dies takes its kernels with it

@@ -42,7 +42,9 @@ def _has_cpu_kernel(op: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"lanewise::{op}", "CPU")
 
 
-def _launcher(op: str) -> Callable[..., Any]:
+def launcher(op: str) -> Callable[..., Any]:
+    """What runs `op` on a GPU; the first call imports Triton."""
+
     def launch(*args: Any, **kwargs: Any) -> Any:
         try:
             module = importlib.import_module(f"lanewise.kernels.{KERNELS[op]}")
@@ -73,4 +75,4 @@ def _refusal(op: str) -> Callable[..., Any]:
 
 
 for _op in _ops():
-    _cuda.impl(_op, _launcher(_op) if _op in KERNELS else _refusal(_op))
+    _cuda.impl(_op, launcher(_op) if _op in KERNELS else _refusal(_op))

@@ -10,16 +10,16 @@ step sideways, so that those that run together share rows of x and of the weight
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 import triton
 import triton.language as tl
 
-from . import check, target
-from .activation import ACTIVATIONS, activate
+from .. import check, target
+from ..activation import ACTIVATIONS, activate
+from . import tiles
+from .tiles import GROUP_M, TILE_K_BYTES
 
 
 @triton.jit(do_not_specialize=["len_m"])
@@ -71,51 +71,6 @@ def linear_forward(
         b_out += tl.load(p_elements, mask=m_out, other=0.0).to(tl.float32)
     p_elements = p_out + (o_m.to(tl.int64) * len_n)[:, None] + o_n[None, :]
     tl.store(p_elements, b_out.to(p_out.dtype.element_ty), mask=m_out)
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One tiling: output rows and columns per program, warps, and the tiles of K in flight."""
-
-    m: int
-    n: int
-    warps: int
-    stages: int
-
-
-# Per architecture and bytes of an element: tiles for a large product, for one too small to give
-# every unit a large tile, and for few rows (decoding), where the weight streams past once and only
-# its bytes count.
-TILES: dict[str, dict[int, dict[str, Tile]]] = {
-    "sm_80": {
-        2: {"large": Tile(128, 128, 8, 3), "small": Tile(64, 64, 4, 4), "few": Tile(16, 64, 4, 4)},
-        4: {"large": Tile(128, 64, 8, 3), "small": Tile(64, 64, 8, 3), "few": Tile(16, 64, 4, 4)},
-    },
-    "sm_90": {
-        2: {"large": Tile(128, 128, 8, 4), "small": Tile(64, 64, 4, 4), "few": Tile(16, 64, 4, 5)},
-        4: {"large": Tile(128, 64, 8, 3), "small": Tile(64, 64, 8, 3), "few": Tile(16, 64, 4, 4)},
-    },
-    "sm_100": {
-        2: {"large": Tile(128, 128, 8, 4), "small": Tile(64, 64, 4, 4), "few": Tile(16, 64, 4, 5)},
-        4: {"large": Tile(128, 64, 8, 3), "small": Tile(64, 64, 8, 3), "few": Tile(16, 64, 4, 4)},
-    },
-    "gfx942": {
-        2: {"large": Tile(128, 128, 4, 2), "small": Tile(64, 64, 4, 2), "few": Tile(16, 64, 4, 2)},
-        4: {"large": Tile(128, 128, 4, 2), "small": Tile(64, 64, 4, 2), "few": Tile(16, 64, 4, 2)},
-    },
-}
-FEW_ROWS = 32
-GROUP_M = 8
-TILE_K_BYTES = 128  # one row of a tile of x or of the weight: a cache line, 64 elements of 16 bits
-
-
-def choose(rows: int, columns: int, itemsize: int, architecture: target.Architecture) -> Tile:
-    tiles = TILES[architecture.name][itemsize]
-    if rows <= FEW_ROWS:
-        return tiles["few"]
-    large = tiles["large"]
-    programs = target.divide_up(rows, large.m) * target.divide_up(columns, large.n)
-    return large if programs >= architecture.units else tiles["small"]
 
 
 def _check(
@@ -193,7 +148,7 @@ def linear(
     flat_residual = None if residual is None else residual.reshape(rows, columns)
 
     architecture = target.of(x.device)
-    tile = choose(rows, columns, x.element_size(), architecture)
+    tile = tiles.choose(rows, columns, x.element_size(), architecture)
     block_k = TILE_K_BYTES // x.element_size()
     target.launch(
         linear_forward,

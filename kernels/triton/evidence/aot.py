@@ -4,32 +4,29 @@ The launchers themselves run, over tensors of the meta device; `target.record` h
 the compiler instead of a driver, with the signature, alignment facts and options that Triton would
 derive from the same arguments on a GPU. What is read is what would run.
 
-    python -m lanewise.kernels.aot [architecture ...]      prints the table of docs/triton.md
+    python -m lanewise.kernels.evidence.aot [architecture ...]      prints the table
 """
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
-
-import torch
-from torch import Tensor
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from . import attention, gemm, target
+from .. import target
+from . import attention, gemm
+from .case import Case
 
 GPUS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -62,75 +59,8 @@ class Report:
         return sum(n for opcode, n in self.opcodes.items() if re.match(pattern, opcode))
 
 
-# --- what is shipped -----------------------------------------------------------------------------
-
-
-def _attention(kind: str, dtype: torch.dtype, size: int) -> None:
-    """A launch of one row of attention's table with every option that its tile serves."""
-    batch, heads, heads_kv, keys = 2, 32, 8, 4096
-    queries = {"few": 1}.get(kind, keys)
-
-    def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    bare = kind == "bare"
-    attention.attention(
-        empty(batch, heads, queries, size),
-        empty(batch, heads_kv, keys, size),
-        empty(batch, heads_kv, keys, size),
-        bias=None if bare else empty(batch, 1, queries, keys),
-        sinks=empty(heads, dtype=torch.float32),
-        alibi_slopes=None if bare else empty(batch, heads, dtype=torch.float32),
-        causal=True,
-        window_left=1000,
-        softcap=0.0 if bare else 30.0,
-    )
-
-
-def _linear(kind: str, dtype: torch.dtype, depth: int) -> None:
-    """A launch of one row of linear's table with the costliest epilogue."""
-    rows, columns = {"large": (4096, 4096), "small": (256, 512), "few": (1, 4096)}[kind]
-
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    gemm.linear(
-        empty(rows, depth),
-        empty(columns, depth),
-        empty(columns),
-        empty(rows, columns),
-        activation="gelu",
-    )
-
-
-def cases() -> dict[str, Callable[[], None]]:
-    """Every tile of every table with aligned inputs; beside them float16, which shares bfloat16's
-    tiles, and a head size or depth that fills no tile."""
-    types = {"bf16": torch.bfloat16, "f32": torch.float32, "f16": torch.float16}
-    launches: list[tuple[Callable[[str, torch.dtype, int], None], str, str, int]] = [
-        (_attention, kind, name, size)
-        for kind in ("bare", "scored", "few")
-        for name in ("bf16", "f32")
-        for size in (64, 128, 256, 512)
-    ]
-    launches += [
-        (_linear, kind, name, 4096)
-        for kind in ("large", "small", "few")
-        for name in ("bf16", "f32")
-    ]
-    launches += [
-        (_attention, "bare", "f16", 128),
-        (_attention, "scored", "bf16", 80),
-        (_attention, "few", "f32", 33),
-        (_linear, "large", "f16", 4096),
-        (_linear, "large", "bf16", 1001),
-    ]
-    return {
-        f"{launch.__name__[1:]} {kind} {name} {size}": functools.partial(
-            launch, kind, types[name], size
-        )
-        for launch, kind, name, size in launches
-    }
+def cases() -> dict[str, Case]:
+    return {case.name: case for family in (attention, gemm) for case in family.cases()}
 
 
 # --- compiling -----------------------------------------------------------------------------------
@@ -169,7 +99,7 @@ def report(architecture: str, case: str) -> Report:
         )
 
     with target.record(target.ARCHITECTURES[architecture], launch):
-        cases()[case]()
+        cases()[case].launch()
     (only,) = reports
     return only
 

@@ -1,0 +1,41 @@
+"""A launch whose kernels are compiled for every architecture and read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`launch` calls a launcher with tensors of the meta device; all that it launches is read.
+
+    `aligned` says that rows lie 16 bytes apart, as in every real model, so that nothing may spill
+    and global memory is read 16 bytes at a time.
+    """
+
+    name: str
+    launch: Callable[[], object]
+    aligned: bool = True
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a kernel is built for, and its machine code must show.
+
+    `products`: runs on matrix units. `copies`: its main loop is fed by asynchronous or bulk copies
+    where the architecture has them. `resident`: how many programs must fit one unit at once.
+    """
+
+    products: bool = True
+    copies: bool = True
+    resident: int = 1
+
+
+def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")

@@ -1,0 +1,36 @@
+"""Every tile of the matrix products' tables, with the costliest epilogue."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from .. import gemm
+from .case import TYPES, Case, Promise, empty
+
+PROMISES = {"linear_forward": Promise()}
+
+
+def _linear(kind: str, dtype: torch.dtype, depth: int) -> None:
+    rows, columns = {"large": (4096, 4096), "small": (256, 512), "few": (1, 4096)}[kind]
+    gemm.linear(
+        empty(rows, depth, dtype=dtype),
+        empty(columns, depth, dtype=dtype),
+        empty(columns, dtype=dtype),
+        empty(rows, columns, dtype=dtype),
+        activation="gelu",
+    )
+
+
+def cases() -> list[Case]:
+    rows = [(kind, name, 4096) for kind in ("large", "small", "few") for name in ("bf16", "f32")]
+    rows += [("large", "f16", 4096), ("large", "bf16", 1001)]
+    return [
+        Case(
+            f"linear {kind} {name} {depth}",
+            functools.partial(_linear, kind, TYPES[name], depth),
+            aligned=depth % 16 == 0,
+        )
+        for kind, name, depth in rows
+    ]
