@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lanewise.kernels import target
 from lanewise.kernels.attention import attention
-from lanewise.kernels.attention.tiles import TILES
+from lanewise.kernels.attention.tiles import FORWARD
 from numerics import assert_no_worse_than
 from strategies import DTYPES, LAYOUTS, AttentionShape, attention_shapes, dtypes, randn
 from test_attention import Call, calls
@@ -67,27 +67,26 @@ def test_past_the_tiles(
     check(Call(inputs(shape, dtype, bias=randn((queries, keys), dtype, 4)), options))
 
 
-def every_tile() -> list[tuple[str, int, int, str]]:
+def every_tile() -> list[tuple[str, str]]:
     """One architecture for each distinct tile of the table."""
     distinct = {
-        (tile, itemsize, size): (architecture, itemsize, size, kind)
-        for architecture, by_itemsize in TILES.items()
-        for itemsize, by_size in by_itemsize.items()
-        for size, by_kind in by_size.items()
-        for kind, tile in by_kind.items()
+        (tile, problem): (architecture, problem)
+        for architecture, rows in FORWARD.rows.items()
+        for problem, tile in rows.items()
     }
     return sorted(distinct.values())
 
 
-@pytest.mark.parametrize(("architecture", "itemsize", "size", "kind"), every_tile())
+@pytest.mark.parametrize(("architecture", "problem"), every_tile())
 def test_every_tile_of_the_table(
-    monkeypatch: pytest.MonkeyPatch, architecture: str, itemsize: int, size: int, kind: str
+    monkeypatch: pytest.MonkeyPatch, architecture: str, problem: str
 ) -> None:
     monkeypatch.setattr(target, "of", lambda device: target.ARCHITECTURES[architecture])
-    dtype = {2: torch.bfloat16, 4: torch.float32}[itemsize]
-    tile = TILES[architecture][itemsize][size][kind]
+    kind, bits, size = problem.split()
+    dtype = {"16": torch.bfloat16, "32": torch.float32}[bits]
+    tile = FORWARD.rows[architecture][problem]
     queries, keys = 3 if kind == "few" else tile.m + 5, 2 * tile.n + 7
-    shape = AttentionShape(1, 1, 1, queries, keys, size, size)
+    shape = AttentionShape(1, 1, 1, queries, keys, int(size), int(size))
     bias = None if kind == "bare" else randn((queries, keys), dtype, 4)
     check(Call(inputs(shape, dtype, bias=bias), {"causal": True}))
 

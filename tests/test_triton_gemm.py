@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lanewise.kernels import target
 from lanewise.kernels.gemm import linear
-from lanewise.kernels.gemm.tiles import TILES
+from lanewise.kernels.gemm.tiles import LINEAR
 from numerics import activation_error, assert_within, matmul_error
 from strategies import DTYPES, activations, batch_shapes, dtypes, extents, randn, values
 from torch import Tensor
@@ -66,15 +66,15 @@ def test_every_activation_past_the_tiles(dtype: torch.dtype, activation: str) ->
 
 
 @pytest.mark.parametrize(
-    ("architecture", "itemsize", "kind"),
-    [(a, b, kind) for a, table in TILES.items() for b in table for kind in table[b]],
+    ("architecture", "problem"), [(a, row) for a, rows in LINEAR.rows.items() for row in rows]
 )
 @pytest.mark.parametrize("k", [256, 77])
 def test_every_tile_of_the_table(
-    monkeypatch: pytest.MonkeyPatch, architecture: str, itemsize: int, kind: str, k: int
+    monkeypatch: pytest.MonkeyPatch, architecture: str, problem: str, k: int
 ) -> None:
-    dtype = {2: torch.bfloat16, 4: torch.float32}[itemsize]
-    tile = TILES[architecture][itemsize][kind]
+    kind, bits = problem.split()
+    dtype = {"16": torch.bfloat16, "32": torch.float32}[bits]
+    tile = LINEAR.rows[architecture][problem]
     monkeypatch.setattr(target, "of", lambda device: target.ARCHITECTURES[architecture])
     monkeypatch.setattr("lanewise.kernels.gemm.tiles.choose", lambda *_: tile)
     rows = 3 * tile.m - 5 if kind == "few" else tile.m + 3

@@ -16,21 +16,24 @@ import triton
 
 @dataclass(frozen=True)
 class Architecture:
-    """Limits of one architecture. `shared` is what one program may take, in bytes."""
+    """Limits of one architecture. `shared` is what one program may take, in bytes; `tiles` names
+    the architecture whose rows of the tables of tiles serve it."""
 
     name: str
     shared: int
     units: int  # streaming multiprocessors or compute units of its largest part
     float32_dots: str  # the `input_precision` that keeps float32 products within float32 rounding
+    tiles: str
 
 
 # Tensor cores multiply float32 as three TF32 products, hi·hi + hi·lo + lo·hi; CDNA has a float32
 # matrix instruction. sm_80 is held to the 99 KB of its siblings sm_86 and sm_89: one table for all.
 ARCHITECTURES = {
-    "sm_80": Architecture("sm_80", 99 << 10, 108, "tf32x3"),
-    "sm_90": Architecture("sm_90", 227 << 10, 132, "tf32x3"),
-    "sm_100": Architecture("sm_100", 227 << 10, 148, "tf32x3"),
-    "gfx942": Architecture("gfx942", 64 << 10, 304, "ieee"),
+    "sm_80": Architecture("sm_80", 99 << 10, 108, "tf32x3", "sm_80"),
+    "sm_90": Architecture("sm_90", 227 << 10, 132, "tf32x3", "sm_90"),
+    "sm_100": Architecture("sm_100", 227 << 10, 148, "tf32x3", "sm_100"),
+    "gfx942": Architecture("gfx942", 64 << 10, 304, "ieee", "gfx942"),
+    "gfx950": Architecture("gfx950", 160 << 10, 256, "ieee", "gfx942"),
 }
 
 Launch = Callable[[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]], None]
@@ -58,7 +61,8 @@ def of(device: torch.device) -> Architecture:
 @functools.cache
 def _of_gpu(index: int) -> Architecture:
     if torch.version.hip:
-        return ARCHITECTURES["gfx942"]
+        name = torch.cuda.get_device_properties(index).gcnArchName.split(":")[0]
+        return ARCHITECTURES["gfx950" if name == "gfx950" else "gfx942"]
     major, minor = torch.cuda.get_device_capability(index)
     if major < 8:
         raise RuntimeError(

@@ -29,7 +29,7 @@ from .scores import (
     visible,
     visible_tiles,
 )
-from .tiles import TILES
+from .tiles import FEW_QUERIES, FORWARD
 
 
 @triton.jit(do_not_specialize=["heads", "group", "len_q", "len_k", "window_left", "window_right"])
@@ -210,10 +210,11 @@ def attention(
     group = heads // heads_kv
     bare = scale > 0 and softcap == 0 and bias is None and alibi_slopes is None
 
-    tiles = TILES[architecture.name][q.element_size()][max(64, block_d, block_dv)]
-    tile, pack = tiles["bare" if bare else "scored"], 1
-    if len_q <= tiles["few"].m:
-        tile, pack = tiles["few"], group
+    kind, pack = "bare" if bare else "scored", 1
+    if len_q <= FEW_QUERIES:
+        kind, pack = "few", group
+    size_class = max(64, block_d, block_dv)
+    tile = FORWARD.choose(architecture, f"{kind} {8 * q.element_size()} {size_class}")
     target.launch(
         attention_forward,
         (target.divide_up(len_q * pack, tile.m) * (heads // pack) * batch,),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..table import Table
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -17,192 +19,117 @@ class Tile:
     d: int = 512
 
 
-# Per architecture, bytes of an element and padded head size: tiles for bare scores, for scores that
-# a softcap, slopes or a bias change (which live in registers beside the product), and for few
-# queries (decoding). Each is the largest tried that compiles without a spill with every option on.
-TILES: dict[str, dict[int, dict[int, dict[str, Tile]]]] = {
-    "sm_80": {
-        2: {
-            64: {
-                "bare": Tile(128, 128, 8, 2),
-                "scored": Tile(128, 64, 8, 3),
-                "few": Tile(16, 128, 4, 3),
-            },
-            128: {
-                "bare": Tile(128, 64, 8, 3),
-                "scored": Tile(128, 32, 8, 3),
-                "few": Tile(16, 64, 4, 3),
-            },
-            256: {
-                "bare": Tile(64, 32, 8, 2),
-                "scored": Tile(64, 32, 8, 2),
-                "few": Tile(16, 64, 4, 2),
-            },
-            512: {
-                "bare": Tile(64, 32, 8, 2, 64),
-                "scored": Tile(64, 16, 8, 2, 128),
-                "few": Tile(16, 32, 8, 2),
-            },
+# Per class of problem (scores, bits of an element, padded head size): tiles for bare scores, for
+# scores that a softcap, slopes or a bias change (which live in registers beside the product), and
+# for few queries (decoding). Each is the largest tried that compiles without a spill with every
+# option on.
+FORWARD = Table(
+    "attention_forward",
+    {
+        "sm_80": {
+            "bare 16 64": Tile(128, 128, 8, 2),
+            "bare 16 128": Tile(128, 64, 8, 3),
+            "bare 16 256": Tile(64, 32, 8, 2),
+            "bare 16 512": Tile(64, 32, 8, 2, 64),
+            "bare 32 64": Tile(64, 16, 8, 2),
+            "bare 32 128": Tile(32, 32, 8, 2),
+            "bare 32 256": Tile(32, 32, 8, 2, 32),
+            "bare 32 512": Tile(32, 16, 8, 2, 64),
+            "scored 16 64": Tile(128, 64, 8, 3),
+            "scored 16 128": Tile(128, 32, 8, 3),
+            "scored 16 256": Tile(64, 32, 8, 2),
+            "scored 16 512": Tile(64, 16, 8, 2, 128),
+            "scored 32 64": Tile(64, 16, 8, 2),
+            "scored 32 128": Tile(32, 32, 8, 2),
+            "scored 32 256": Tile(32, 32, 8, 2, 32),
+            "scored 32 512": Tile(16, 16, 8, 2, 64),
+            "few 16 64": Tile(16, 128, 4, 3),
+            "few 16 128": Tile(16, 64, 4, 3),
+            "few 16 256": Tile(16, 64, 4, 2),
+            "few 16 512": Tile(16, 32, 8, 2),
+            "few 32 64": Tile(16, 64, 4, 3),
+            "few 32 128": Tile(16, 32, 4, 2),
+            "few 32 256": Tile(16, 32, 8, 2, 64),
+            "few 32 512": Tile(16, 16, 8, 2, 64),
         },
-        4: {
-            64: {
-                "bare": Tile(64, 16, 8, 2),
-                "scored": Tile(64, 16, 8, 2),
-                "few": Tile(16, 64, 4, 3),
-            },
-            128: {
-                "bare": Tile(32, 32, 8, 2),
-                "scored": Tile(32, 32, 8, 2),
-                "few": Tile(16, 32, 4, 2),
-            },
-            256: {
-                "bare": Tile(32, 32, 8, 2, 32),
-                "scored": Tile(32, 32, 8, 2, 32),
-                "few": Tile(16, 32, 8, 2, 64),
-            },
-            512: {
-                "bare": Tile(32, 16, 8, 2, 64),
-                "scored": Tile(16, 16, 8, 2, 64),
-                "few": Tile(16, 16, 8, 2, 64),
-            },
+        "sm_90": {
+            "bare 16 64": Tile(128, 128, 8, 2),
+            "bare 16 128": Tile(128, 64, 8, 3),
+            "bare 16 256": Tile(128, 32, 8, 2),
+            "bare 16 512": Tile(64, 32, 8, 2, 128),
+            "bare 32 64": Tile(128, 32, 8, 2),
+            "bare 32 128": Tile(32, 32, 8, 2),
+            "bare 32 256": Tile(32, 32, 8, 2, 32),
+            "bare 32 512": Tile(16, 16, 8, 2, 64),
+            "scored 16 64": Tile(128, 64, 8, 3),
+            "scored 16 128": Tile(128, 64, 8, 3),
+            "scored 16 256": Tile(64, 32, 8, 2),
+            "scored 16 512": Tile(64, 32, 8, 2, 64),
+            "scored 32 64": Tile(128, 32, 8, 2),
+            "scored 32 128": Tile(32, 32, 8, 2),
+            "scored 32 256": Tile(32, 32, 8, 2, 32),
+            "scored 32 512": Tile(16, 16, 8, 2, 64),
+            "few 16 64": Tile(16, 128, 4, 3),
+            "few 16 128": Tile(16, 64, 4, 3),
+            "few 16 256": Tile(16, 32, 4, 2),
+            "few 16 512": Tile(16, 32, 8, 2),
+            "few 32 64": Tile(16, 64, 4, 3),
+            "few 32 128": Tile(16, 32, 4, 2),
+            "few 32 256": Tile(16, 32, 8, 2, 64),
+            "few 32 512": Tile(16, 16, 8, 2, 64),
         },
-    },
-    "sm_90": {
-        2: {
-            64: {
-                "bare": Tile(128, 128, 8, 2),
-                "scored": Tile(128, 64, 8, 3),
-                "few": Tile(16, 128, 4, 3),
-            },
-            128: {
-                "bare": Tile(128, 64, 8, 3),
-                "scored": Tile(128, 64, 8, 3),
-                "few": Tile(16, 64, 4, 3),
-            },
-            256: {
-                "bare": Tile(128, 32, 8, 2),
-                "scored": Tile(64, 32, 8, 2),
-                "few": Tile(16, 32, 4, 2),
-            },
-            512: {
-                "bare": Tile(64, 32, 8, 2, 128),
-                "scored": Tile(64, 32, 8, 2, 64),
-                "few": Tile(16, 32, 8, 2),
-            },
+        "sm_100": {
+            "bare 16 64": Tile(128, 128, 8, 2),
+            "bare 16 128": Tile(128, 64, 8, 3),
+            "bare 16 256": Tile(128, 32, 8, 2),
+            "bare 16 512": Tile(64, 32, 8, 2, 64),
+            "bare 32 64": Tile(64, 16, 8, 2),
+            "bare 32 128": Tile(64, 32, 8, 2, 32),
+            "bare 32 256": Tile(64, 32, 8, 2, 32),
+            "bare 32 512": Tile(16, 16, 8, 2, 64),
+            "scored 16 64": Tile(128, 64, 8, 3),
+            "scored 16 128": Tile(128, 64, 8, 3),
+            "scored 16 256": Tile(64, 32, 8, 2),
+            "scored 16 512": Tile(64, 32, 8, 2, 64),
+            "scored 32 64": Tile(64, 16, 8, 2),
+            "scored 32 128": Tile(64, 32, 8, 2, 32),
+            "scored 32 256": Tile(64, 32, 8, 2, 32),
+            "scored 32 512": Tile(16, 16, 8, 2, 64),
+            "few 16 64": Tile(16, 128, 4, 3),
+            "few 16 128": Tile(16, 64, 4, 3),
+            "few 16 256": Tile(16, 32, 4, 2),
+            "few 16 512": Tile(16, 32, 8, 2, 128),
+            "few 32 64": Tile(16, 64, 4, 3),
+            "few 32 128": Tile(16, 32, 4, 2),
+            "few 32 256": Tile(16, 32, 8, 2, 64),
+            "few 32 512": Tile(16, 16, 8, 2, 64),
         },
-        4: {
-            64: {
-                "bare": Tile(128, 32, 8, 2),
-                "scored": Tile(128, 32, 8, 2),
-                "few": Tile(16, 64, 4, 3),
-            },
-            128: {
-                "bare": Tile(32, 32, 8, 2),
-                "scored": Tile(32, 32, 8, 2),
-                "few": Tile(16, 32, 4, 2),
-            },
-            256: {
-                "bare": Tile(32, 32, 8, 2, 32),
-                "scored": Tile(32, 32, 8, 2, 32),
-                "few": Tile(16, 32, 8, 2, 64),
-            },
-            512: {
-                "bare": Tile(16, 16, 8, 2, 64),
-                "scored": Tile(16, 16, 8, 2, 64),
-                "few": Tile(16, 16, 8, 2, 64),
-            },
-        },
-    },
-    "sm_100": {
-        2: {
-            64: {
-                "bare": Tile(128, 128, 8, 2),
-                "scored": Tile(128, 64, 8, 3),
-                "few": Tile(16, 128, 4, 3),
-            },
-            128: {
-                "bare": Tile(128, 64, 8, 3),
-                "scored": Tile(128, 64, 8, 3),
-                "few": Tile(16, 64, 4, 3),
-            },
-            256: {
-                "bare": Tile(128, 32, 8, 2),
-                "scored": Tile(64, 32, 8, 2),
-                "few": Tile(16, 32, 4, 2),
-            },
-            512: {
-                "bare": Tile(64, 32, 8, 2, 64),
-                "scored": Tile(64, 32, 8, 2, 64),
-                "few": Tile(16, 32, 8, 2, 128),
-            },
-        },
-        4: {
-            64: {
-                "bare": Tile(64, 16, 8, 2),
-                "scored": Tile(64, 16, 8, 2),
-                "few": Tile(16, 64, 4, 3),
-            },
-            128: {
-                "bare": Tile(64, 32, 8, 2, 32),
-                "scored": Tile(64, 32, 8, 2, 32),
-                "few": Tile(16, 32, 4, 2),
-            },
-            256: {
-                "bare": Tile(64, 32, 8, 2, 32),
-                "scored": Tile(64, 32, 8, 2, 32),
-                "few": Tile(16, 32, 8, 2, 64),
-            },
-            512: {
-                "bare": Tile(16, 16, 8, 2, 64),
-                "scored": Tile(16, 16, 8, 2, 64),
-                "few": Tile(16, 16, 8, 2, 64),
-            },
+        "gfx942": {
+            "bare 16 64": Tile(128, 64, 4, 1),
+            "bare 16 128": Tile(128, 32, 4, 1),
+            "bare 16 256": Tile(64, 16, 4, 1),
+            "bare 16 512": Tile(64, 16, 8, 1, 64),
+            "bare 32 64": Tile(128, 32, 4, 1),
+            "bare 32 128": Tile(64, 32, 4, 1),
+            "bare 32 256": Tile(64, 16, 4, 1, 64),
+            "bare 32 512": Tile(64, 16, 8, 1, 64),
+            "scored 16 64": Tile(128, 32, 4, 1),
+            "scored 16 128": Tile(64, 32, 4, 1),
+            "scored 16 256": Tile(64, 16, 4, 1),
+            "scored 16 512": Tile(64, 16, 8, 1, 64),
+            "scored 32 64": Tile(128, 32, 4, 1),
+            "scored 32 128": Tile(64, 16, 4, 1),
+            "scored 32 256": Tile(64, 16, 4, 1, 64),
+            "scored 32 512": Tile(64, 16, 8, 1, 64),
+            "few 16 64": Tile(16, 64, 4, 1),
+            "few 16 128": Tile(16, 32, 4, 1),
+            "few 16 256": Tile(16, 32, 4, 1, 64),
+            "few 16 512": Tile(16, 32, 4, 1, 64),
+            "few 32 64": Tile(16, 64, 4, 1),
+            "few 32 128": Tile(16, 32, 4, 1),
+            "few 32 256": Tile(16, 32, 4, 1, 64),
+            "few 32 512": Tile(16, 32, 4, 1, 64),
         },
     },
-    "gfx942": {
-        2: {
-            64: {
-                "bare": Tile(128, 64, 4, 1),
-                "scored": Tile(128, 32, 4, 1),
-                "few": Tile(16, 64, 4, 1),
-            },
-            128: {
-                "bare": Tile(128, 32, 4, 1),
-                "scored": Tile(64, 32, 4, 1),
-                "few": Tile(16, 32, 4, 1),
-            },
-            256: {
-                "bare": Tile(64, 16, 4, 1),
-                "scored": Tile(64, 16, 4, 1),
-                "few": Tile(16, 32, 4, 1, 64),
-            },
-            512: {
-                "bare": Tile(64, 16, 8, 1, 64),
-                "scored": Tile(64, 16, 8, 1, 64),
-                "few": Tile(16, 32, 4, 1, 64),
-            },
-        },
-        4: {
-            64: {
-                "bare": Tile(128, 32, 4, 1),
-                "scored": Tile(128, 32, 4, 1),
-                "few": Tile(16, 64, 4, 1),
-            },
-            128: {
-                "bare": Tile(64, 32, 4, 1),
-                "scored": Tile(64, 16, 4, 1),
-                "few": Tile(16, 32, 4, 1),
-            },
-            256: {
-                "bare": Tile(64, 16, 4, 1, 64),
-                "scored": Tile(64, 16, 4, 1, 64),
-                "few": Tile(16, 32, 4, 1, 64),
-            },
-            512: {
-                "bare": Tile(64, 16, 8, 1, 64),
-                "scored": Tile(64, 16, 8, 1, 64),
-                "few": Tile(16, 32, 4, 1, 64),
-            },
-        },
-    },
-}
+)
+FEW_QUERIES = 16

@@ -33,6 +33,7 @@ GPUS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
+    "gfx950": GPUTarget("hip", "gfx950", 64),
 }
 
 
@@ -99,7 +100,7 @@ def report(architecture: str, case: str) -> Report:
         )
 
     with target.record(target.ARCHITECTURES[architecture], launch):
-        cases()[case].launch()
+        cases()[case].launch("meta")
     (only,) = reports
     return only
 

@@ -12,17 +12,17 @@ from .case import TYPES, Case, Promise, empty
 PROMISES = {"attention_forward": Promise()}
 
 
-def _forward(kind: str, dtype: torch.dtype, size: int) -> None:
+def _forward(kind: str, dtype: torch.dtype, size: int, device: str) -> None:
     batch, heads, heads_kv, keys = 2, 32, 8, 4096
     queries = 1 if kind == "few" else keys
     bare = kind == "bare"
     attention.attention(
-        empty(batch, heads, queries, size, dtype=dtype),
-        empty(batch, heads_kv, keys, size, dtype=dtype),
-        empty(batch, heads_kv, keys, size, dtype=dtype),
-        bias=None if bare else empty(batch, 1, queries, keys, dtype=dtype),
-        sinks=empty(heads, dtype=torch.float32),
-        alibi_slopes=None if bare else empty(batch, heads, dtype=torch.float32),
+        empty(batch, heads, queries, size, dtype=dtype, device=device),
+        empty(batch, heads_kv, keys, size, dtype=dtype, device=device),
+        empty(batch, heads_kv, keys, size, dtype=dtype, device=device),
+        bias=None if bare else empty(batch, 1, queries, keys, dtype=dtype, device=device),
+        sinks=empty(heads, dtype=torch.float32, device=device),
+        alibi_slopes=None if bare else empty(batch, heads, dtype=torch.float32, device=device),
         causal=True,
         window_left=1000,
         softcap=0.0 if bare else 30.0,

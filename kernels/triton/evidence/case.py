@@ -13,14 +13,16 @@ TYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
 @dataclass(frozen=True)
 class Case:
-    """`launch` calls a launcher with tensors of the meta device; all that it launches is read.
+    """`launch(device)` makes tensors on `device` and calls a launcher with them.
+
+    On the meta device nothing runs, and all that would be launched is compiled and read.
 
     `aligned` says that rows lie 16 bytes apart, as in every real model, so that nothing may spill
     and global memory is read 16 bytes at a time.
     """
 
     name: str
-    launch: Callable[[], object]
+    launch: Callable[[str], object]
     aligned: bool = True
 
 
@@ -37,5 +39,5 @@ class Promise:
     resident: int = 1
 
 
-def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
+def empty(*shape: int, dtype: torch.dtype, device: str) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=device)

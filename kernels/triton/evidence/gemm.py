@@ -12,13 +12,13 @@ from .case import TYPES, Case, Promise, empty
 PROMISES = {"linear_forward": Promise()}
 
 
-def _linear(kind: str, dtype: torch.dtype, depth: int) -> None:
+def _linear(kind: str, dtype: torch.dtype, depth: int, device: str) -> None:
     rows, columns = {"large": (4096, 4096), "small": (256, 512), "few": (1, 4096)}[kind]
     gemm.linear(
-        empty(rows, depth, dtype=dtype),
-        empty(columns, depth, dtype=dtype),
-        empty(columns, dtype=dtype),
-        empty(rows, columns, dtype=dtype),
+        empty(rows, depth, dtype=dtype, device=device),
+        empty(columns, depth, dtype=dtype, device=device),
+        empty(columns, dtype=dtype, device=device),
+        empty(rows, columns, dtype=dtype, device=device),
         activation="gelu",
     )
 
