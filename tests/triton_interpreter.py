@@ -8,6 +8,7 @@ TRITON_INTERPRET=1, in a process of its own, because Triton reads the variable o
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -76,7 +77,9 @@ InterpreterBuilder.binary_op = binary_op
 
 
 def replace_cpu_kernels() -> None:
-    """From here on every op of CPU tensors is computed by its Triton kernel, in the interpreter."""
+    """From here on every op of CPU tensors is computed by its Triton kernel, in the interpreter,
+    and indexes are checked before a launch, as the CPU kernels check them."""
+    os.environ["LANEWISE_CHECK_INDEXES"] = "1"
     library = torch.library.Library("lanewise", "IMPL", "CPU")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch says that a kernel was there before

@@ -5,6 +5,8 @@ Every failure is one sentence: the op, the argument, what it must be and what ca
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,15 @@ def require(holds: bool, op: str, sentence: str) -> None:
     """Raises RuntimeError, the type that the C++ checks raise, unless `holds`."""
     if not holds:
         raise RuntimeError(f"lanewise.{op}: {sentence}")
+
+
+def index_values_checked() -> bool:
+    """Whether launchers read index tensors on the host before a launch, which waits for the GPU.
+
+    Off unless LANEWISE_CHECK_INDEXES is 1: kernels then stay within memory whatever the indexes
+    say, and give NaN to a sequence whose indexes are wrong.
+    """
+    return os.environ.get("LANEWISE_CHECK_INDEXES") == "1"
 
 
 def name_of(dtype: torch.dtype) -> str:
