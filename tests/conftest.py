@@ -20,7 +20,7 @@ settings.load_profile("lanewise")
 
 # Triton's interpreter is chosen when triton is imported, so what runs in it runs in processes of
 # its own: these files ask the GPU kernels alone,
-INTERPRETED = {"test_triton_attention.py", "test_triton_gemm.py"}
+INTERPRETED = {"test_triton_attention.py", "test_triton_gemm.py", "test_triton_tune.py"}
 # and these ask both back ends the same questions, here and once more there, of fewer examples. The
 # marker `cpu` names tests of what only the CPU promises, such as numbers of threads.
 SHARED: set[str] = set()

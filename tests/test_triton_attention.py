@@ -11,13 +11,14 @@ import torch
 import triton_interpreter  # noqa: F401  mends bfloat16 before a kernel is defined
 from hypothesis import given
 from hypothesis import strategies as st
-from lanewise.kernels import target
-from lanewise.kernels.attention import attention
-from lanewise.kernels.attention.tiles import FORWARD
 from numerics import assert_no_worse_than
 from strategies import DTYPES, LAYOUTS, AttentionShape, attention_shapes, dtypes, randn
 from test_attention import Call, calls
 from torch import Tensor
+
+from lanewise.kernels import target
+from lanewise.kernels.attention import attention
+from lanewise.kernels.attention.tiles import FORWARD
 
 # NumPy warns where a GPU silently makes the same infinity or NaN.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

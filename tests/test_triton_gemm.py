@@ -12,12 +12,13 @@ import torch
 import triton_interpreter  # mends bfloat16 before a kernel is defined
 from hypothesis import given
 from hypothesis import strategies as st
-from lanewise.kernels import target
-from lanewise.kernels.gemm import linear
-from lanewise.kernels.gemm.tiles import LINEAR
 from numerics import activation_error, assert_within, matmul_error
 from strategies import DTYPES, activations, batch_shapes, dtypes, extents, randn, values
 from torch import Tensor
+
+from lanewise.kernels import target
+from lanewise.kernels.gemm import linear
+from lanewise.kernels.gemm.tiles import LINEAR
 
 # NumPy warns where a GPU silently makes the same infinity or NaN.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -17,7 +17,6 @@ Tile = TypeVar("Tile")  # a frozen dataclass with `warps`, `stages` and the exte
 Row = tuple[str, str, str]  # table, architecture, class of problem
 
 TABLES: dict[str, Table[Any]] = {}
-_tuned: dict[Row, Any] = {}
 _watcher: ContextVar[list[Row] | None] = ContextVar("watcher", default=None)
 
 
@@ -32,11 +31,10 @@ class Table(Generic[Tile]):
         TABLES[name] = self
 
     def choose(self, architecture: Architecture, problem: str) -> Tile:
-        row = (self.name, architecture.name, problem)
         watcher = _watcher.get()
         if watcher is not None:
-            watcher.append(row)
-        return _tuned.get(row) or self.shipped(architecture, problem)
+            watcher.append((self.name, architecture.name, problem))
+        return architecture.tuned.get((self.name, problem)) or self.shipped(architecture, problem)
 
     def shipped(self, architecture: Architecture, problem: str) -> Tile:
         own = self.rows.get(architecture.name, {}).get(problem)
@@ -52,11 +50,3 @@ def watch() -> Iterator[list[Row]]:
         yield rows
     finally:
         _watcher.reset(token)
-
-
-def replace(tiles: dict[Row, Any]) -> dict[Row, Any]:
-    """Puts `tiles` in the place of the tables' rows, and returns those that were there before."""
-    before = dict(_tuned)
-    _tuned.clear()
-    _tuned.update(tiles)
-    return before

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,13 +17,15 @@ import triton
 @dataclass(frozen=True)
 class Architecture:
     """Limits of one architecture. `shared` is what one program may take, in bytes; `tiles` names
-    the architecture whose rows of the tables of tiles serve it."""
+    the architecture whose rows of the tables of tiles serve it, and `tuned` holds tiles that were
+    measured on the GPU at hand, by table and class of problem."""
 
     name: str
     shared: int
     units: int  # streaming multiprocessors or compute units of its largest part
     float32_dots: str  # the `input_precision` that keeps float32 products within float32 rounding
     tiles: str
+    tuned: Mapping[tuple[str, str], Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 # Tensor cores multiply float32 as three TF32 products, hi·hi + hi·lo + lo·hi; CDNA has a float32
@@ -60,6 +62,15 @@ def of(device: torch.device) -> Architecture:
 
 @functools.cache
 def _of_gpu(index: int) -> Architecture:
+    from . import tuned  # which knows tables, and they architectures
+
+    architecture = untuned(index)
+    tiles = tuned.load(torch.cuda.get_device_name(index), architecture)
+    return replace(architecture, tuned=tiles) if tiles else architecture
+
+
+def untuned(index: int) -> Architecture:
+    """The architecture of a GPU with the tiles that lanewise ships."""
     if torch.version.hip:
         name = torch.cuda.get_device_properties(index).gcnArchName.split(":")[0]
         return ARCHITECTURES["gfx950" if name == "gfx950" else "gfx942"]

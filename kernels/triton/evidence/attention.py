@@ -12,11 +12,11 @@ from .case import TYPES, Case, Promise, empty
 PROMISES = {"attention_forward": Promise()}
 
 
-def _forward(kind: str, dtype: torch.dtype, size: int, device: str) -> None:
+def _forward(kind: str, dtype: torch.dtype, size: int, device: str) -> object:
     batch, heads, heads_kv, keys = 2, 32, 8, 4096
     queries = 1 if kind == "few" else keys
     bare = kind == "bare"
-    attention.attention(
+    return attention.attention(
         empty(batch, heads, queries, size, dtype=dtype, device=device),
         empty(batch, heads_kv, keys, size, dtype=dtype, device=device),
         empty(batch, heads_kv, keys, size, dtype=dtype, device=device),

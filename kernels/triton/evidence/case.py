@@ -40,4 +40,7 @@ class Promise:
 
 
 def empty(*shape: int, dtype: torch.dtype, device: str) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device=device)
+    """An operand: nothing but its shape on the meta device, random numbers on any other."""
+    if device == "meta":
+        return torch.empty(shape, dtype=dtype, device=device)
+    return torch.randn(shape, dtype=dtype, device=device)

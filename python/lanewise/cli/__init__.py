@@ -1,4 +1,4 @@
-"""The commands: ``python -m lanewise info | demo | generate | classify``."""
+"""The commands: ``python -m lanewise info | demo | generate | classify | tune``."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_generate(commands)
     _add_classify(commands)
+    _add_tune(commands)
     return parser
 
 
@@ -90,6 +91,18 @@ def _add_classify(commands: Any) -> None:
     )
     _add_computing(classify)
     classify.set_defaults(run=_classify)
+
+
+def _add_tune(commands: Any) -> None:
+    tune = commands.add_parser("tune", help="time tiles of the GPU kernels, and keep the fastest")
+    tune.add_argument("--device", default="cuda:0", help="the GPU; %(default)s by default")
+    tune.add_argument(
+        "--table", nargs="+", metavar="NAME", help="of these kernels' tables only (default: all)"
+    )
+    tune.add_argument(
+        "--output", help="the file to keep them in (default: where they are looked for)"
+    )
+    tune.set_defaults(run=_tune)
 
 
 def _add_computing(command: argparse.ArgumentParser) -> None:
@@ -152,6 +165,14 @@ def _classify(options: argparse.Namespace) -> int:
         truncate=options.truncate,
         every=options.all,
     )
+
+
+def _tune(options: argparse.Namespace) -> int:
+    require("triton", "tuning", "lanewise[gpu]")
+    require("rich", "tuning")
+    from lanewise.cli import tune
+
+    return tune.run(options.device, options.table, options.output)
 
 
 def _dtype(options: argparse.Namespace) -> torch.dtype | None:
