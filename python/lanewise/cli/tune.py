@@ -62,12 +62,11 @@ def run(
 
 
 def _gpu(device: str) -> tuple[str, target.Architecture]:
+    refusal = f"lanewise.tune: device must be a GPU that torch can use, got '{device}'"
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise ValueError(
-            f"lanewise.tune: device must be a GPU like cuda:0, got '{device}'"
-        ) from None
+        raise ValueError(refusal) from None
     if chosen.type != "cuda" or not torch.cuda.is_available():
         raise ValueError(refusal)
     torch.cuda.set_device(chosen)
