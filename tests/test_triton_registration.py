@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 import subprocess
 import sys
 from typing import Any
 
 import pytest
 import torch
+from samples import PUBLIC, call, sample
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
-import lanewise  # noqa: F401  registers the ops
 from lanewise.ops._triton import KERNELS, backends
 
 CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
@@ -47,3 +50,39 @@ def test_without_triton_the_sentence_says_what_is_missing(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(RuntimeError, match=r"^lanewise\.linear: Triton runs this op on a GPU "):
         on_cuda("linear", torch.zeros(2, 3), torch.zeros(4, 3))
+
+
+# The size of a packed weight is the kernel's own affair, which no trace can know.
+@pytest.mark.parametrize("op", [op for op in PUBLIC if op != "pack_weight"])
+def test_the_compiler_sees_one_opaque_op_with_outputs_on_the_gpu(op: str) -> None:
+    """What torch.compile traces, over tensors that only claim to be on a GPU."""
+    real = sample(op)
+    with FakeTensorMode():
+        arguments = {
+            name: torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device="cuda")
+            if isinstance(v, torch.Tensor)
+            else v
+            for name, v in real.items()
+        }
+        outputs = call(op, arguments)
+        assert [t.device.type for t in outputs] == ["cuda"] * len(outputs)
+        graph = make_fx(lambda tensors: call(op, {**arguments, **tensors}))(
+            {n: t for n, t in arguments.items() if isinstance(t, torch.Tensor)}
+        )
+    called = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+    ours = getattr(torch.ops.lanewise, op).default
+    assert [f for f in called if f is not operator.getitem] == [ours]
+
+
+def test_kernels_can_be_imported_without_a_driver() -> None:
+    """And every launch that is shipped can be prepared: nothing asks for a GPU before it runs."""
+    code = """
+import importlib, pkgutil, triton, lanewise.kernels as kernels
+class NoDriver:
+    def __getattr__(self, name):
+        raise AssertionError(f"the driver was asked for {name}")
+triton.runtime.driver._active = NoDriver()
+for module in pkgutil.walk_packages(kernels.__path__, "lanewise.kernels."):
+    importlib.import_module(module.name)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
