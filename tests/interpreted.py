@@ -23,7 +23,7 @@ INTERPRETED = {
 }
 # and these ask both back ends the same questions, here and once more there, of fewer examples. The
 # marker `cpu` names tests of what only the CPU promises, such as numbers of threads.
-SHARED: set[str] = set()
+SHARED: set[str] = {"test_gemm.py"}
 EXAMPLES = "8"
 
 interpreting = os.environ.get("TRITON_INTERPRET") == "1"

@@ -300,6 +300,7 @@ def test_activations_over_their_range(op: Op, activation: str, dtype: torch.dtyp
     )
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 5, 130])
 def test_threads_agree(dtype: torch.dtype, rows: int) -> None:
@@ -386,6 +387,7 @@ def allocated() -> int:
     return info.uordblks + info.hblkhd  # in use, and mapped
 
 
+@pytest.mark.cpu
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="asks glibc from 2.33 on")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 16, 130])

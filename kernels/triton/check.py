@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16)
+MOST_EXTENT = 2**46
 
 
 def require(holds: bool, op: str, sentence: str) -> None:
@@ -75,6 +76,15 @@ def require_unit_stride(op: str, name: str, x: Tensor) -> None:
         x.stride(-1) == 1,
         op,
         f"{name} must have stride 1 in its last dimension, got stride {x.stride(-1)}",
+    )
+
+
+def require_extents(op: str, name: str, x: Tensor) -> None:
+    """An expanded view can have any size without having memory: offsets must not overflow."""
+    require(
+        all(size <= MOST_EXTENT for size in x.shape),
+        op,
+        f"{name} must have no dimension above 2^46, got shape {list(x.shape)}",
     )
 
 

@@ -25,6 +25,7 @@ class Architecture:
     units: int  # streaming multiprocessors or compute units of its largest part
     float32_dots: str  # the `input_precision` that keeps float32 products within float32 rounding
     tiles: str
+    chiplets: int = 1  # dies with an L2 cache each, to which programs are dealt in turn
     tuned: Mapping[tuple[str, str], Any] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -34,8 +35,8 @@ ARCHITECTURES = {
     "sm_80": Architecture("sm_80", 99 << 10, 108, "tf32x3", "sm_80"),
     "sm_90": Architecture("sm_90", 227 << 10, 132, "tf32x3", "sm_90"),
     "sm_100": Architecture("sm_100", 227 << 10, 148, "tf32x3", "sm_100"),
-    "gfx942": Architecture("gfx942", 64 << 10, 304, "ieee", "gfx942"),
-    "gfx950": Architecture("gfx950", 160 << 10, 256, "ieee", "gfx942"),
+    "gfx942": Architecture("gfx942", 64 << 10, 304, "ieee", "gfx942", 8),
+    "gfx950": Architecture("gfx950", 160 << 10, 256, "ieee", "gfx942", 8),
 }
 
 Launch = Callable[[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]], None]

@@ -21,8 +21,8 @@ class Tile:
 # Per class of problem and bits of an element: tiles for a large product, for one too small to give
 # every unit a large tile, and for few rows (decoding), where the weight streams past once and only
 # its bytes count.
-LINEAR = Table(
-    "linear_forward",
+TILED = Table(
+    "tiled_product",
     {
         "sm_80": {
             "large 16": Tile(128, 128, 8, 3),
@@ -66,8 +66,8 @@ TILE_K_BYTES = 128  # one row of a tile of x or of the weight: a cache line, 64 
 def choose(rows: int, columns: int, itemsize: int, architecture: target.Architecture) -> Tile:
     bits = 8 * itemsize
     if rows <= FEW_ROWS:
-        return LINEAR.choose(architecture, f"few {bits}")
-    large = LINEAR.shipped(architecture, f"large {bits}")
+        return TILED.choose(architecture, f"few {bits}")
+    large = TILED.shipped(architecture, f"large {bits}")
     programs = target.divide_up(rows, large.m) * target.divide_up(columns, large.n)
     kind = "large" if programs >= architecture.units else "small"
-    return LINEAR.choose(architecture, f"{kind} {bits}")
+    return TILED.choose(architecture, f"{kind} {bits}")

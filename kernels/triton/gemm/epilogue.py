@@ -1,0 +1,48 @@
+"""What becomes of a tile of sums: activation(sums + bias) + residual, rounded once and stored."""
+
+# Triton, not Python, types a kernel's arguments.
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..activation import activate
+
+
+@triton.jit
+def finished(
+    b_acc, p_bias, p_residual, stride_rm, first_m, first_n, len_m, len_n,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDE: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """The output in float32 of sums `b_acc` [BLOCK_M, BLOCK_N] of rows from `first_m` and columns
+    from `first_n` on."""
+    o_n = tl.arange(0, BLOCK_N)  # [BLOCK_N]
+    m_n = o_n < len_n - first_n
+    if p_bias is not None:
+        b_bias = tl.load(p_bias + first_n + o_n, mask=m_n, other=0.0)
+        b_acc += b_bias.to(tl.float32)[None, :]
+    b_out = activate(b_acc, ACTIVATION)
+    if p_residual is not None:
+        o_m = tl.arange(0, BLOCK_M)  # [BLOCK_M]
+        m_out = (o_m < len_m - first_m)[:, None] & m_n[None, :]
+        o_row = (o_m.to(tl.int64) if WIDE else o_m) * stride_rm
+        p_residual += first_m.to(tl.int64) * stride_rm + first_n
+        b_residual = tl.load(p_residual + (o_row[:, None] + o_n[None, :]), mask=m_out, other=0.0)
+        b_out += b_residual.to(tl.float32)
+    return b_out
+
+
+@triton.jit
+def store_tile(
+    p_out, b_out, first_m, first_n, len_m, len_n,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Stores `b_out` [BLOCK_M, BLOCK_N] in a contiguous matrix of len_m × len_n, cut at its ends."""
+    o_m = tl.arange(0, BLOCK_M)
+    o_n = tl.arange(0, BLOCK_N)
+    m_out = (o_m < len_m - first_m)[:, None] & (o_n < len_n - first_n)[None, :]
+    o_row = (o_m.to(tl.int64) if WIDE else o_m) * len_n
+    p_out += first_m.to(tl.int64) * len_n + first_n
+    tl.store(p_out + (o_row[:, None] + o_n[None, :]), b_out.to(p_out.dtype.element_ty), mask=m_out)
