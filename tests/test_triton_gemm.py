@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lanewise.kernels import target
 from lanewise.kernels.gemm import linear
-from lanewise.kernels.gemm.tiles import LINEAR
+from lanewise.kernels.gemm.tiles import TILED
 
 # NumPy warns where a GPU silently makes the same infinity or NaN.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -67,7 +67,7 @@ def test_every_activation_past_the_tiles(dtype: torch.dtype, activation: str) ->
 
 
 @pytest.mark.parametrize(
-    ("architecture", "problem"), [(a, row) for a, rows in LINEAR.rows.items() for row in rows]
+    ("architecture", "problem"), [(a, row) for a, rows in TILED.rows.items() for row in rows]
 )
 @pytest.mark.parametrize("k", [256, 77])
 def test_every_tile_of_the_table(
@@ -75,7 +75,7 @@ def test_every_tile_of_the_table(
 ) -> None:
     kind, bits = problem.split()
     dtype = {"16": torch.bfloat16, "32": torch.float32}[bits]
-    tile = LINEAR.rows[architecture][problem]
+    tile = TILED.rows[architecture][problem]
     monkeypatch.setattr(target, "of", lambda device: target.ARCHITECTURES[architecture])
     monkeypatch.setattr("lanewise.kernels.gemm.tiles.choose", lambda *_: tile)
     rows = 3 * tile.m - 5 if kind == "few" else tile.m + 3

@@ -17,11 +17,11 @@ from lanewise.cli import main
 from lanewise.cli import tune as command
 from lanewise.kernels import gemm, target, tune, tuned
 from lanewise.kernels.evidence.case import Case
-from lanewise.kernels.gemm.tiles import LINEAR
+from lanewise.kernels.gemm.tiles import TILED
 
 SM_90 = target.ARCHITECTURES["sm_90"]
-ROW = ("linear_forward", "sm_90", "few 32")
-FIRST = LINEAR.shipped(SM_90, "few 32")
+ROW = ("tiled_product", "sm_90", "few 32")
+FIRST = TILED.shipped(SM_90, "few 32")
 
 
 def launch(device: str) -> torch.Tensor:
@@ -52,7 +52,7 @@ class FakeTimer:
         return Watched(CASE, ROW, SM_90, "cpu")
 
     def search(self) -> tune.Found:
-        return tune.search(LINEAR, self.trial(), "few 32", lambda run: 0.0, FIRST)
+        return tune.search(TILED, self.trial(), "few 32", lambda run: 0.0, FIRST)
 
 
 def test_the_neighbours_of_a_tile_differ_in_one_number() -> None:
@@ -123,11 +123,11 @@ def test_tiles_are_kept_and_used(file: Path) -> None:
     gpu, tile = "Tesla T1000 (40 GB)", dataclasses.replace(FIRST, n=128)
     assert file.name == "Tesla-T1000-40-GB.json"
     assert tuned.load(gpu, SM_90) == {}
-    tuned.save(file, gpu, SM_90, {("linear_forward", "few 32"): tile})
+    tuned.save(file, gpu, SM_90, {("tiled_product", "few 32"): tile})
     kept = tuned.load(gpu, SM_90)
-    assert kept == {("linear_forward", "few 32"): tile}
-    assert LINEAR.choose(dataclasses.replace(SM_90, tuned=kept), "few 32") == tile
-    assert LINEAR.choose(SM_90, "few 32") == FIRST
+    assert kept == {("tiled_product", "few 32"): tile}
+    assert TILED.choose(dataclasses.replace(SM_90, tuned=kept), "few 32") == tile
+    assert TILED.choose(SM_90, "few 32") == FIRST
     assert [f.name for f in file.parent.iterdir()] == [file.name]
 
 
@@ -142,8 +142,8 @@ def test_the_variable_names_another_file(monkeypatch: pytest.MonkeyPatch, tmp_pa
         ({"triton": "0.1"}, "it was measured with triton 0.1, this is"),
         ({"gpu": "another"}, "it was measured with gpu another, this is a GPU"),
         ({"tiles": {"no_kernel": {"few 32": {}}}}, "it names what is not there"),
-        ({"tiles": {"linear_forward": {"no problem": {}}}}, "it names what is not there"),
-        ({"tiles": {"linear_forward": {"few 32": {"height": 3}}}}, "it names what is not there"),
+        ({"tiles": {"tiled_product": {"no problem": {}}}}, "it names what is not there"),
+        ({"tiles": {"tiled_product": {"few 32": {"height": 3}}}}, "it names what is not there"),
         ({"tiles": []}, "it names what is not there"),
         (None, "it cannot be read"),
     ],
@@ -152,7 +152,7 @@ def test_a_file_of_something_else_is_not_used_and_says_so(
     file: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any] | None, reason: str
 ) -> None:
     monkeypatch.setenv("LANEWISE_TILES", str(file))
-    tuned.save(file, "a GPU", SM_90, {("linear_forward", "few 32"): FIRST})
+    tuned.save(file, "a GPU", SM_90, {("tiled_product", "few 32"): FIRST})
     document = json.loads(file.read_text())
     file.write_text("{" if change is None else json.dumps({**document, **change}))
     with pytest.warns(UserWarning, match=reason):
@@ -174,8 +174,8 @@ def test_the_command_keeps_what_is_faster(
     monkeypatch.setattr(command, "_gpu", lambda device: ("a GPU", SM_90))
     monkeypatch.setattr(command.aot, "cases", lambda: {CASE.name: CASE})
     times = iter([9.0, *(5.0 for _ in range(100))])
-    assert command.run("cpu", ["linear_forward"], str(file), lambda run: next(times)) == 0
-    assert "linear_forward" in capsys.readouterr().out
+    assert command.run("cpu", ["tiled_product"], str(file), lambda run: next(times)) == 0
+    assert "tiled_product" in capsys.readouterr().out
     assert json.loads(file.read_text())["tiles"] == {}  # the shipped tile took 5 s at the end too
 
     def seconds(run: Callable[[], object]) -> float:
@@ -184,7 +184,7 @@ def test_the_command_keeps_what_is_faster(
         return float(options["BLOCK_N"])
 
     assert command.run("cpu", None, str(file), seconds) == 0
-    kept = json.loads(file.read_text())["tiles"]["linear_forward"]["few 32"]
+    kept = json.loads(file.read_text())["tiles"]["tiled_product"]["few 32"]
     assert kept["n"] < FIRST.n
 
 

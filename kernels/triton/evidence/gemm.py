@@ -50,7 +50,10 @@ def cases() -> list[Case]:
         for kind, name, depth in rows
     ]
     matmul = [
-        Case(f"matmul {kind} {name} {layouts}", functools.partial(_matmul, kind, TYPES[name], layouts))
+        Case(
+            f"matmul {kind} {name} {layouts}",
+            functools.partial(_matmul, kind, TYPES[name], layouts),
+        )
         for kind in ("large", "small")
         for name in ("bf16", "f32")
         for layouts in ("nn", "tn", "tt")

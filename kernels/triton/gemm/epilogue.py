@@ -39,7 +39,7 @@ def store_tile(
     p_out, b_out, first_m, first_n, len_m, len_n,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Stores `b_out` [BLOCK_M, BLOCK_N] in a contiguous matrix of len_m × len_n, cut at its ends."""
+    """Stores `b_out` [BLOCK_M, BLOCK_N] in a contiguous len_m × len_n matrix, cut at its ends."""
     o_m = tl.arange(0, BLOCK_M)
     o_n = tl.arange(0, BLOCK_N)
     m_out = (o_m < len_m - first_m)[:, None] & (o_n < len_n - first_n)[None, :]

@@ -16,13 +16,17 @@ def contiguous_on_chiplets(pid, programs, CHIPLETS: tl.constexpr):
     if CHIPLETS == 1:
         return pid
     chiplet = pid % CHIPLETS
-    return chiplet * (programs // CHIPLETS) + tl.minimum(chiplet, programs % CHIPLETS) + pid // CHIPLETS
+    return (
+        chiplet * (programs // CHIPLETS)
+        + tl.minimum(chiplet, programs % CHIPLETS)
+        + pid // CHIPLETS
+    )
 
 
 @triton.jit
 def grouped(i_tile, blocks_m, blocks_n, GROUP_M: tl.constexpr):
-    """(i_m, i_n) of a tile: down GROUP_M rows of tiles before a step sideways, so that programs that
-    run together share rows of both operands (the order of Triton's matmul tutorial)."""
+    """(i_m, i_n) of a tile: down GROUP_M rows of tiles before a step sideways, so that programs
+    that run together share rows of both operands (the order of Triton's matmul tutorial)."""
     i_group = i_tile // (GROUP_M * blocks_n)
     group_m = tl.minimum(blocks_m - i_group * GROUP_M, GROUP_M)
     i_in_group = i_tile % (GROUP_M * blocks_n)

@@ -51,9 +51,7 @@ def _batch(a: Tensor, b: Tensor, out: Tensor) -> Batch:
         size = out.size(d)
         if size == 1:
             continue
-        stride_a, stride_b = (
-            t.stride(d) if -d <= t.dim() and t.size(d) > 1 else 0 for t in (a, b)
-        )
+        stride_a, stride_b = (t.stride(d) if -d <= t.dim() and t.size(d) > 1 else 0 for t in (a, b))
         if batch:
             outer, outer_a, outer_b = batch[-1]
             if (outer_a, outer_b) == (stride_a * size, stride_b * size):
