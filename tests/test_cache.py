@@ -94,3 +94,10 @@ def test_indices_that_are_refused(indices: list[int]) -> None:
         cache.keep(indices)
     assert cache.lengths == [3, 4]
     assert len(set(cache.extend([7, 6]).slots.tolist())) == 13
+
+
+def test_a_step_lies_where_the_cache_lies() -> None:
+    cache = PagedCache(1, 1, 8, batch=2, max_tokens=9, device="meta")
+    step = cache.extend([3, 1])
+    for name in ("cu_seqlens_q", "block_table", "context_lens", "slots", "positions"):
+        assert getattr(step, name).device.type == "meta", name

@@ -90,6 +90,7 @@ class PagedCache:
         ]
         self._free = list(range(batch * per_sequence - 1, -1, -1))
         self._blocks: list[list[int]] = [[] for _ in range(batch)]
+        # On the CPU wherever the storage is: it is written one entry at a time.
         self._table = torch.zeros(batch, per_sequence, dtype=torch.int32)
 
     def extend(self, counts: Sequence[int]) -> CacheStep:
@@ -124,12 +125,13 @@ class PagedCache:
             positions += range(begin, end)
             slots += [blocks[p // size] * size + p % size for p in range(begin, end)]
             starts.append(starts[-1] + count)
+        device = self.layers[0][0].device if self.layers else None
         return CacheStep(
-            cu_seqlens_q=torch.tensor(starts),
-            block_table=self._table,
-            context_lens=torch.tensor(self.lengths, dtype=torch.int32),
-            slots=torch.tensor(slots, dtype=torch.int64),
-            positions=torch.tensor(positions, dtype=torch.int64),
+            cu_seqlens_q=torch.tensor(starts, device=device),
+            block_table=self._table.to(device),
+            context_lens=torch.tensor(self.lengths, dtype=torch.int32, device=device),
+            slots=torch.tensor(slots, dtype=torch.int64, device=device),
+            positions=torch.tensor(positions, dtype=torch.int64, device=device),
             max_seqlen_q=max(counts, default=0),
         )
 
