@@ -3,6 +3,7 @@ promises of the tile tables. Nothing here runs on a GPU, and nothing here is a c
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import Future
 
@@ -13,84 +14,114 @@ if triton.knobs.runtime.interpret:
     pytest.skip("compiles for real: not under TRITON_INTERPRET", allow_module_level=True)
 
 from lanewise.kernels import target  # noqa: E402
-from lanewise.kernels.evidence import aot  # noqa: E402
+from lanewise.kernels.evidence import catalogue, rows  # noqa: E402
+from lanewise.kernels.evidence.case import Promise  # noqa: E402
+from lanewise.kernels.evidence.compile import GPUS  # noqa: E402
+from lanewise.kernels.evidence.machine_code import Facts  # noqa: E402
+from lanewise.kernels.evidence.promises import broken  # noqa: E402
+from lanewise.kernels.evidence.rows import Row  # noqa: E402
+from lanewise.kernels.table import TABLES, watch  # noqa: E402
 
-CASES = [(a, c) for a in aot.GPUS for c in aot.cases()]
-NVIDIA = [(a, c) for a, c in CASES if a.startswith("sm_")]
-ALIGNED = [(a, c) for a, c in CASES if aot.cases()[c].aligned]
+ROWS = rows.all_rows()
 
-
-Compiled = dict[tuple[str, str], "Future[aot.Report]"]
+Compiled = dict[Row, "Future[Facts]"]
 
 
 @pytest.fixture(scope="session")
 def compiled() -> Iterator[Compiled]:
-    with aot.workers() as pool:
-        yield {case: pool.submit(aot.report, *case) for case in CASES}
+    with rows.workers(2) as pool:
+        yield {row: pool.submit(rows.compile_row, row) for row in ROWS}
         pool.shutdown(cancel_futures=True)
 
 
-def rows(report: aot.Report) -> int:
-    return int(report.tile.split("×")[0])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_the_machine_code_keeps_its_promises(compiled: Compiled, row: Row) -> None:
+    assert broken(row, compiled[row].result(), catalogue.promises()[row.kernel]) == []
 
 
-@pytest.mark.parametrize("case", CASES, ids=" ".join)
-def test_everything_fits(compiled: Compiled, case: tuple[str, str]) -> None:
-    report = compiled[case].result()
-    assert report.shared <= target.ARCHITECTURES[report.architecture].shared
-    # One program at least must fit a unit: 65536 registers, or 512 per lane of 4 waves on CDNA.
-    registers = 65536 if report.architecture.startswith("sm_") else 512 * 256
-    assert report.registers * report.threads <= registers
-
-
-@pytest.mark.parametrize("case", ALIGNED, ids=" ".join)
-def test_nothing_spills(compiled: Compiled, case: tuple[str, str]) -> None:
-    """Rows that start anywhere are read element by element: their pointers may spill, no others."""
-    report = compiled[case].result()
-    assert report.spills == 0
-    assert report.stack == 0
-
-
-@pytest.mark.parametrize("case", CASES, ids=" ".join)
-def test_products_run_on_matrix_units(compiled: Compiled, case: tuple[str, str]) -> None:
-    """Warp-group and tensor-memory instructions take 64 rows or more, mma.sync fewer."""
-    report = compiled[case].result()
-    wide = {
-        "sm_80": "HMMA",
-        "sm_90": "HGMMA",
-        "sm_100": "UTC[HQ]MMA",
-        "gfx942": "v_mfma_f32",
-        "gfx950": "v_mfma_f32",
+@pytest.mark.parametrize("name", GPUS)
+def test_every_row_of_every_table_is_compiled(name: str) -> None:
+    architecture = target.ARCHITECTURES[name]
+    with target.record(architecture, lambda *_: None), watch() as used:
+        for case in catalogue.cases().values():
+            case.launch("meta")
+    shipped = {
+        (table.name, name, problem)
+        for table in TABLES.values()
+        for problem in {**table.rows[architecture.tiles], **table.rows.get(name, {})}
     }
-    if report.architecture.startswith("gfx"):
-        opcode = "v_mfma_f32"
-    else:
-        opcode = wide[report.architecture] if rows(report) >= 64 else "HMMA"
-    assert report.count(opcode) > 0
+    assert shipped - set(used) == set()
 
 
-@pytest.mark.parametrize("case", [c for c in NVIDIA if c in ALIGNED], ids=" ".join)
-def test_tiles_arrive_by_asynchronous_16_byte_copies(
-    compiled: Compiled, case: tuple[str, str]
-) -> None:
-    """All of them but those of a bias, whose tile may be too small for 16 bytes a thread."""
-    report = compiled[case].result()
-    copies, wide = report.count("LDGSTS"), report.count(r"LDGSTS\.E.*\.128")
-    has_bias = case[1].startswith(("attention scored", "attention few"))
-    assert wide > 0
-    assert has_bias or wide == copies
+# --- each promise can be broken ------------------------------------------------------------------
+
+GOOD = Facts(
+    threads=256,
+    registers=128,
+    spills=0,
+    stack=0,
+    shared=65536,
+    matrix_instructions=8,
+    matrix_opcodes=("HGMMA.64x128x16.F32.BF16",),
+    async_copies=8,
+    async_copies_16=8,
+    loads=4,
+    loads_16=2,
+    local=0,
+    barriers=8,
+    exp2=0,
+    wide_products=2,
+    instructions=1000,
+)
+ROW = Row("kernel", "linear large bf16 4096", "sm_90", "M128 N128 K64 w8 s4", "key")
 
 
-@pytest.mark.parametrize("case", [c for c in ALIGNED if c not in NVIDIA], ids=" ".join)
-def test_tiles_arrive_by_16_byte_loads(compiled: Compiled, case: tuple[str, str]) -> None:
-    """The bias alone is read by the element, where a tile reaches past the last key."""
-    report = compiled[case].result()
-    assert report.count("(global|buffer)_load_dwordx4") > 0
-    if "bare" in case[1] or "large" in case[1]:
-        assert report.count("(global|buffer)_load_(ushort|short)") == 0
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"spills": 1}, "1 registers spilled"),
+        ({"stack": 16}, "16 bytes of stack"),
+        ({"local": 3}, "3 accesses to local memory"),
+        ({"shared": (227 << 10) + 1}, "232449 bytes of shared memory, of 232448"),
+        ({"registers": 129}, "1 programs fit a unit, not 2"),
+        ({"shared": 114 << 10}, "1 programs fit a unit, not 2"),
+        ({"threads": 1024, "registers": 64}, "1 programs fit a unit, not 2"),
+        ({"matrix_opcodes": ("HMMA.16816.F32.BF16",)}, "no matrix instruction HGMMA"),
+        ({"matrix_opcodes": ()}, "no matrix instruction HGMMA"),
+        ({"async_copies": 0, "async_copies_16": 0}, "0 of 0 asynchronous copies move 16 bytes"),
+        ({"async_copies": 99}, "8 of 99 asynchronous copies move 16 bytes"),
+        ({"loads_16": 0, "async_copies_16": 0}, "no 16 bytes of global memory at a time"),
+        ({"wide_products": 0}, "no offset is multiplied in 64 bits"),
+        ({"barriers": 129}, "129 barriers, more than 128"),
+    ],
+    ids=str,
+)
+def test_a_broken_promise_is_noticed(wrong: dict, sentence: str) -> None:
+    assert broken(ROW, GOOD, Promise(resident=2)) == []
+    found = broken(ROW, dataclasses.replace(GOOD, **wrong), Promise(resident=2))
+    assert sentence in " ".join(found)
 
 
-def test_a_compile_without_alignment_facts_would_be_noticed(compiled: Compiled) -> None:
-    """The check above can fail: rows of 1001 elements start anywhere, so none is legal."""
-    report = compiled["sm_80", "linear large bf16 1001"].result()
-    assert report.count(r"LDGSTS\.E.*\.128") == 0
+@pytest.mark.parametrize(
+    ("architecture", "opcode"),
+    [("sm_80", "HMMA.1"), ("sm_90", "HGMMA.6"), ("sm_100", "UTCHMMA"), ("gfx942", "v_mfma_f32")],
+)
+def test_matrix_instructions_are_of_the_right_generation(architecture: str, opcode: str) -> None:
+    row = dataclasses.replace(ROW, target=architecture)
+    others = {"HMMA.1", "HGMMA.6", "UTCHMMA", "v_mfma_f32"} - {opcode}
+    small = dataclasses.replace(GOOD, shared=1024)
+    assert broken(row, dataclasses.replace(small, matrix_opcodes=(opcode,)), Promise()) == []
+    for other in others:
+        assert broken(row, dataclasses.replace(small, matrix_opcodes=(other,)), Promise()) != []
+    few = dataclasses.replace(row, tile="M16 N64 K64 w4 s4")
+    narrow = broken(few, dataclasses.replace(small, matrix_opcodes=("HMMA.1",)), Promise())
+    assert (narrow == []) == architecture.startswith("sm_")
+
+
+def test_without_alignment_nothing_arrives_by_16_bytes(compiled: Compiled) -> None:
+    """Rows that start anywhere show that the counts of 16-byte accesses are read, not assumed."""
+    plain = [row for row in ROWS if not row.divisible]
+    assert {row.kernel for row in plain} == {row.kernel for row in ROWS}
+    for row in plain:
+        facts = compiled[row].result()
+        assert facts.async_copies_16 == facts.loads_16 == 0, row.name

@@ -172,7 +172,7 @@ def test_the_command_keeps_what_is_faster(
     monkeypatch: pytest.MonkeyPatch, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "_gpu", lambda device: ("a GPU", SM_90))
-    monkeypatch.setattr(command.aot, "cases", lambda: {CASE.name: CASE})
+    monkeypatch.setattr(command.catalogue, "cases", lambda: {CASE.name: CASE})
     times = iter([9.0, *(5.0 for _ in range(100))])
     assert command.run("cpu", ["tiled_product"], str(file), lambda run: next(times)) == 0
     assert "tiled_product" in capsys.readouterr().out

@@ -15,7 +15,8 @@ TYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 class Case:
     """`launch(device)` makes tensors on `device` and calls a launcher with them.
 
-    On the meta device nothing runs, and all that would be launched is compiled and read.
+    On the meta device nothing runs, and all that would be launched is compiled and read. A case may
+    launch several kernels.
 
     `aligned` says that rows lie 16 bytes apart, as in every real model, so that nothing may spill
     and global memory is read 16 bytes at a time.
@@ -30,13 +31,24 @@ class Case:
 class Promise:
     """What a kernel is built for, and its machine code must show.
 
-    `products`: runs on matrix units. `copies`: its main loop is fed by asynchronous or bulk copies
-    where the architecture has them. `resident`: how many programs must fit one unit at once.
+    Attributes:
+        products: runs on matrix units.
+        copies: its main loop is fed by asynchronous or bulk copies where the architecture has them.
+        resident: how many programs must fit one unit at once.
+        vectors: aligned global memory is read 16 bytes at a time.
+        wide: offsets between tiles are multiplied in 64 bits.
+        rows: the extents of the tile that are rows of a product; where all are 64 or more, the
+            instructions for groups of warps are due.
+        barriers: at most so many barrier instructions, of prologue, every loop and epilogue.
     """
 
     products: bool = True
     copies: bool = True
     resident: int = 1
+    vectors: bool = True
+    wide: bool = True
+    rows: tuple[str, ...] = ("M",)
+    barriers: int = 128
 
 
 def empty(*shape: int, dtype: torch.dtype, device: str) -> Tensor:

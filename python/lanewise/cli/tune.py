@@ -13,7 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lanewise.kernels import target, tune, tuned
-from lanewise.kernels.evidence import aot
+from lanewise.kernels.evidence import catalogue
 
 
 def run(
@@ -36,7 +36,7 @@ def run(
     tiles = dict(tuned.load(gpu, architecture))
     rows = {
         row: case
-        for row, case in tune.rows(list(aot.cases().values()), architecture).items()
+        for row, case in tune.rows(list(catalogue.cases().values()), architecture).items()
         if row[0] in (names or tables)
     }
     page = Table("kernel", "problem", "shipped", "fastest", "tile", title=gpu, title_justify="left")

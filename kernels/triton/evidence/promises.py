@@ -1,0 +1,107 @@
+"""Whether a kernel's machine code keeps what its table of tiles and its `Promise` say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..target import ARCHITECTURES
+from .case import Promise
+from .machine_code import Facts
+from .rows import Row
+
+# Matrix instructions of each generation; what is narrower than 64 rows has none of Hopper's and
+# Blackwell's, which work for a group of four warps, and takes those of a single warp.
+WARP_MATRIX = "HMMA"
+MATRIX = {
+    "sm_80": WARP_MATRIX,
+    "sm_90": "HGMMA",
+    "sm_100": "UTC[A-Z]*MMA",
+    "gfx942": "v_mfma",
+    "gfx950": "v_mfma",
+}
+GROUP_ROWS, GROUP_THREADS = 64, 128
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What the programs on one streaming multiprocessor or compute unit share.
+
+    Attributes:
+        registers: of 32 bits, of all threads.
+        granule: registers of a thread are given out in multiples of it.
+        shared: bytes of shared memory.
+        reserved: bytes of it that the system takes per program.
+        threads: that may reside.
+    """
+
+    registers: int
+    granule: int
+    shared: int
+    reserved: int
+    threads: int
+
+    def programs(self, facts: Facts) -> int:
+        """How many programs fit at once."""
+        registers = -(-max(facts.registers, 1) // self.granule) * self.granule
+        return min(
+            self.registers // (registers * facts.threads),
+            self.shared // max(facts.shared + self.reserved, 1),
+            self.threads // facts.threads,
+        )
+
+
+# CUDA C++ programming guide, "compute capabilities"; AMD's CDNA3 and CDNA4 instruction set guides:
+# 512 registers for each lane of each of four SIMDs, 8 waves of 64 on each.
+UNITS = {
+    "sm_80": Unit(65536, 8, 164 << 10, 1024, 2048),
+    "sm_90": Unit(65536, 8, 228 << 10, 1024, 2048),
+    "sm_100": Unit(65536, 8, 228 << 10, 1024, 2048),
+    "gfx942": Unit(4 * 512 * 64, 8, 64 << 10, 0, 2048),
+    "gfx950": Unit(4 * 512 * 64, 8, 160 << 10, 0, 2048),
+}
+
+
+def broken(row: Row, facts: Facts, promise: Promise) -> list[str]:
+    """One sentence for each promise that the machine code does not keep.
+
+    Of rows that start anywhere only what correctness needs is asked: they are read element by
+    element, and their pointers may spill.
+    """
+    return [sentence for sentence, kept in _asked(row, facts, promise) if not kept]
+
+
+def _asked(row: Row, facts: Facts, promise: Promise) -> Iterator[tuple[str, bool]]:
+    limit = ARCHITECTURES[row.target].shared
+    yield f"{facts.shared} bytes of shared memory, of {limit}", facts.shared <= limit
+    resident, due = UNITS[row.target].programs(facts), promise.resident if row.aligned else 1
+    yield f"{resident} programs fit a unit, not {due}", resident >= due
+    if promise.products:
+        pattern = _generation(row, facts, promise)
+        found = any(re.match(pattern, opcode) for opcode in facts.matrix_opcodes)
+        yield f"no matrix instruction {pattern}, only {facts.matrix_opcodes}", found
+    if promise.wide:
+        yield "no offset is multiplied in 64 bits", facts.wide_products > 0
+    if not row.aligned:
+        return
+    yield f"{facts.spills} registers spilled", facts.spills == 0
+    yield f"{facts.stack} bytes of stack", facts.stack == 0
+    yield f"{facts.local} accesses to local memory", facts.local == 0
+    if promise.copies and row.target.startswith("sm_"):
+        copies, vectors = facts.async_copies, facts.async_copies_16
+        # Most bytes, even if each of the others moved 8.
+        yield f"{vectors} of {copies} asynchronous copies move 16 bytes", 3 * vectors > copies
+    if promise.vectors:
+        yield "no 16 bytes of global memory at a time", facts.async_copies_16 + facts.loads_16 > 0
+    bound = promise.barriers
+    yield f"{facts.barriers} barriers, more than {bound}", facts.barriers <= bound
+
+
+def _generation(row: Row, facts: Facts, promise: Promise) -> str:
+    own = MATRIX[row.target]
+    if not row.target.startswith("sm_"):
+        return own
+    extents = dict(re.findall(r"([A-Z]\w*?)(\d+)\b", row.tile))
+    wide = all(int(extents.get(name, 0)) >= GROUP_ROWS for name in promise.rows)
+    return own if wide and facts.threads >= GROUP_THREADS else f"{WARP_MATRIX}|{own}"

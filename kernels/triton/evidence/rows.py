@@ -1,0 +1,95 @@
+"""The rows of the evidence: every kernel that a case launches, on every GPU that we name."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+from collections.abc import Collection
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import triton
+
+from . import catalogue
+from .compile import GPUS, Launch, launches
+from .machine_code import Facts, read
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel as one case launches it on one target.
+
+    `key` stands for all that decides its machine code. Not `divisible`: the compiler was told of no
+    pointer and no stride that it is a multiple of 16.
+    """
+
+    kernel: str
+    case: str
+    target: str
+    tile: str
+    key: str
+    divisible: bool = True
+
+    @property
+    def config(self) -> str:
+        return self.case if self.divisible else f"{self.case}, nothing divisible"
+
+    @property
+    def aligned(self) -> bool:
+        return self.divisible and catalogue.cases()[self.case].aligned
+
+    @property
+    def name(self) -> str:
+        return f"{self.kernel} {self.target} {self.config}"
+
+
+@functools.cache
+def of_target(target: str) -> tuple[Row, ...]:
+    """All rows of a target: what several cases launch alike is one row, the first one's.
+
+    Each kernel also has a row without divisibility, from the first case that launches it.
+    """
+    found: dict[tuple[str, str], Row] = {}
+    first: dict[str, str] = {}
+    for case in catalogue.cases().values():
+        for launch in launches(target, case):
+            first.setdefault(launch.kernel, case.name)
+            found.setdefault((launch.kernel, launch.key()), _row(launch, case.name, target))
+    for kernel, name in first.items():
+        launch = next(
+            launch
+            for launch in launches(target, catalogue.cases()[name], divisible=False)
+            if launch.kernel == kernel
+        )
+        row = _row(launch, name, target, divisible=False)
+        found.setdefault((kernel, row.key), row)
+    return tuple(sorted(found.values(), key=lambda row: (row.kernel, row.target)))
+
+
+def _row(launch: Launch, case: str, target: str, divisible: bool = True) -> Row:
+    return Row(launch.kernel, case, target, launch.tile(), launch.key(), divisible)
+
+
+def all_rows(
+    targets: Collection[str] = tuple(GPUS), kernels: Collection[str] | None = None
+) -> list[Row]:
+    rows = [row for target in targets for row in of_target(target)]
+    return [row for row in rows if kernels is None or row.kernel in kernels]
+
+
+def launch_of(row: Row) -> Launch:
+    case = catalogue.cases()[row.case]
+    return next(x for x in launches(row.target, case, row.divisible) if x.key() == row.key)
+
+
+def compile_row(row: Row, fresh: bool = False) -> Facts:
+    """Compiles a row and reads its machine code; `fresh`: whatever Triton's own cache has."""
+    with triton.knobs.compilation.scope():
+        if fresh:
+            triton.knobs.compilation.always_compile = True
+        return read(launch_of(row).compile())
+
+
+def workers(processes: int) -> ProcessPoolExecutor:
+    """A pool for `compile_row`, which is serial: processes of their own, safe to start anywhere."""
+    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
