@@ -20,7 +20,6 @@ import triton.language as tl
 from .. import target
 from .problem import check_options, check_tensors
 from .scores import (
-    LN2,
     LOG2E,
     finite_pivot,
     load_slice,
@@ -29,6 +28,7 @@ from .scores import (
     visible,
     visible_tiles,
 )
+from .softmax import finished, with_sink
 from .tiles import FEW_QUERIES, FORWARD
 
 
@@ -134,16 +134,8 @@ def attention_forward(
             b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc, input_precision=PRECISION)
 
     if p_sinks is not None:
-        # A key that every live row sees, whose value is zero. A dead row has a sum of zero.
-        b_sink = tl.load(p_sinks + o_h).to(tl.float32) * LOG2E  # [BLOCK_M]
-        b_new = tl.maximum(b_max, b_sink)
-        b_decay = tl.exp2(b_max - finite_pivot(b_new))
-        b_all = b_sum * b_decay + tl.exp2(b_sink - finite_pivot(b_new))
-        b_sum = tl.where(b_sum == 0.0, 0.0, b_all)
-        b_acc = tl.where(b_sum == 0.0, 0.0, b_decay)[:, None] * b_acc
-        b_max = b_new
-    b_out = b_acc / tl.where(b_sum == 0.0, 1.0, b_sum)[:, None]  # [BLOCK_M, BLOCK_DV]
-    b_lse = (b_max + tl.log2(b_sum)) * LN2  # [BLOCK_M]
+        b_max, b_sum, b_acc = with_sink(b_max, b_sum, b_acc, tl.load(p_sinks + o_h))
+    b_out, b_lse = finished(b_max, b_sum, b_acc)
     m_row = i_m * BLOCK_M + tl.arange(0, BLOCK_M) < rows
     o_out = (i_b * heads + o_h) * len_q + o_m
     p_elements = p_out + (o_out * DV)[:, None] + o_dv[None, :]

@@ -16,7 +16,10 @@ import triton.language as tl
 from ..activation import tanh
 
 LOG2E = tl.constexpr(math.log2(math.e))
-LN2 = tl.constexpr(math.log(2.0))
+# log 2 in two parts: a float32 near it, and what is left.
+LN2 = tl.constexpr(round(math.log(2.0) * 2**24) / 2**24)
+LN2_REST = tl.constexpr(math.log(2.0) - round(math.log(2.0) * 2**24) / 2**24)
+LARGEST = tl.constexpr((2 - 2**-23) * 2.0**127)  # of float32
 
 
 @triton.jit
@@ -52,6 +55,16 @@ def finite_pivot(b_max):
 
 
 @triton.jit
+def in_base_2(x):
+    """A natural number in the units of scores. One near the largest, with which people mask too,
+    must not become infinite; NaN stays."""
+    b = x * LOG2E
+    b = tl.maximum(b, -LARGEST, propagate_nan=tl.PropagateNan.ALL)
+    b = tl.minimum(b, LARGEST, propagate_nan=tl.PropagateNan.ALL)
+    return tl.where(tl.abs(x) == float("inf"), x, b)
+
+
+@triton.jit
 def modified(
     b_s, b_slope, p_bias_rows, o_m, o_key, diagonal, len_k, stride_bn, scale, softcap,
     HAS_SLOPES: tl.constexpr, CUT_KEYS: tl.constexpr, WIDE: tl.constexpr,
@@ -75,7 +88,7 @@ def modified(
         if p_bias_rows.dtype.element_ty == tl.uint8:
             b_s = tl.where(b_bias != 0, b_s, float("-inf"))
         else:
-            b_s += b_bias.to(tl.float32) * LOG2E
+            b_s += in_base_2(b_bias.to(tl.float32))
     return b_s
 
 
