@@ -58,9 +58,36 @@ double read_bandwidth(const std::string& target, int threads, int64_t bytes, dou
   return static_cast<double>(bytes) / best * 1e-9;
 }
 
+// A chain of instructions of one cycle each, all of which wait for the one before. Additions of a
+// constant would not do: some CPUs fold them while renaming registers.
+double clock_rate(double seconds) {
+  require_positive("seconds", seconds);
+  constexpr int kChain = 16;
+  constexpr int64_t kRounds = 1 << 16;  // some 0.3 ms
+  py::gil_scoped_release release;
+  const double best = best_time(seconds, [&] {
+    uint64_t x = 1;
+    const uint64_t other = 0x9E3779B97F4A7C15u;
+    for (int64_t i = 0; i < kRounds; ++i) {
+      for (int j = 0; j < kChain; ++j) {
+#if defined(__x86_64__)
+        asm volatile("xorq %1, %0" : "+r"(x) : "r"(other));
+#elif defined(__aarch64__)
+        asm volatile("eor %0, %0, %1" : "+r"(x) : "r"(other));
+#else
+#error "which instruction takes one cycle here?"
+#endif
+      }
+    }
+  });
+  return static_cast<double>(kChain) * kRounds / best * 1e-9;
+}
+
 }  // namespace
 
 void bind_probe(py::module_& m) {
+  m.def("clock_rate", clock_rate, py::arg("seconds") = 0.05,
+        "GHz of one core, the best over `seconds`: cycles of a chain of dependent instructions.");
   m.def("fma_rate", fma_rate, py::arg("target"), py::arg("threads") = 1, py::arg("seconds") = 0.2,
         "GFLOP/s of independent multiply-adds in registers, the best over `seconds`: the limit of "
         "whatever computes.");

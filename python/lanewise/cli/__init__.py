@@ -1,4 +1,4 @@
-"""The commands: ``python -m lanewise info | demo | generate | classify | tune``."""
+"""The commands: ``python -m lanewise info | demo | generate | classify | explain | tune``."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_generate(commands)
     _add_classify(commands)
+    _add_explain(commands)
     _add_tune(commands)
     return parser
 
@@ -91,6 +92,23 @@ def _add_classify(commands: Any) -> None:
     )
     _add_computing(classify)
     classify.set_defaults(run=_classify)
+
+
+def _add_explain(commands: Any) -> None:
+    explain = commands.add_parser("explain", help="where the cycles of a model go, op by op")
+    explain.add_argument("model", help="a name such as gpt2 or llama-3.2-1b, or a config.json")
+    explain.add_argument("--phase", choices=["prefill", "decode", "train"], default="prefill")
+    explain.add_argument("--tokens", type=_positive, help="new ones of a sequence; 512 by default")
+    explain.add_argument("--batch", type=_positive, default=1, help="sequences; 1 by default")
+    explain.add_argument(
+        "--context", type=int, help="tokens before the new ones; 512 by default in decode, else 0"
+    )
+    explain.add_argument("--gpu", nargs="*", dest="gpus", metavar="NAME", help="to calculate for")
+    explain.add_argument("--dry", action="store_true", help="count, and run nothing")
+    explain.add_argument("--json", action="store_true", help="print all numbers as JSON")
+    explain.add_argument("--plot", metavar="FILE", help="draw the roofline and a bar per op")
+    _add_computing(explain)
+    explain.set_defaults(run=_explain)
 
 
 def _add_tune(commands: Any) -> None:
@@ -164,6 +182,28 @@ def _classify(options: argparse.Namespace) -> int:
         threads=options.threads,
         truncate=options.truncate,
         every=options.all,
+    )
+
+
+def _explain(options: argparse.Namespace) -> int:
+    for package in ("rich", "psutil"):
+        require(package, "explaining", "lanewise[explain]")
+    from lanewise.cli import explain
+    from lanewise.explain.limits import GPUS
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return explain.run(
+        options.model,
+        phase=options.phase,
+        tokens=options.tokens,
+        batch=options.batch,
+        context=options.context,
+        dtype=_dtype(options) or torch.float32,
+        gpus=tuple(GPUS) if options.gpus is None else options.gpus,
+        as_json=options.json,
+        plot=options.plot,
+        dry=options.dry,
     )
 
 
