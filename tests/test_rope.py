@@ -116,6 +116,7 @@ def test_the_input_is_left_alone() -> None:
     assert out.data_ptr() != x.data_ptr()
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_threads_agree(interleaved: bool) -> None:
     x, (cos, sin) = randn((2, 7, 130, 64), torch.bfloat16), angles((130, 32))

@@ -13,6 +13,7 @@ from samples import PUBLIC, call, sample
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from lanewise.ops import _triton
 from lanewise.ops._triton import KERNELS, backends
 
 CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
@@ -41,7 +42,7 @@ def test_an_op_without_a_gpu_kernel_says_so() -> None:
     x, angles = torch.zeros(1, 2, 3, 4), torch.zeros(3, 2)
     sentence = "lanewise.rope: no GPU kernel yet; x is on cpu, move it to the CPU"
     with pytest.raises(RuntimeError, match=f"^{sentence}$"):
-        on_cuda("rope", x, angles, angles)
+        _triton._refusal("rope")(x, angles, angles)
 
 
 def test_without_triton_the_sentence_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,13 @@ from torch import Tensor
 from lanewise.ops import _library  # noqa: F401  the schemas must exist before their kernels
 
 # op: the module of lanewise.kernels whose function of the op's name launches it
-KERNELS = {"attention": "attention", "linear": "gemm", "matmul": "gemm"}
+KERNELS = {
+    "attention": "attention",
+    "linear": "gemm",
+    "matmul": "gemm",
+    "rope": "rope",
+    "rope_backward": "rope",
+}
 
 _cuda = torch.library.Library("lanewise", "IMPL", "CUDA")
 
