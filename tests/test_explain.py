@@ -189,7 +189,8 @@ def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixt
     config = tmp_path / "config.json"
     config.write_text(json.dumps(TINY["llama"]))
     picture = tmp_path / "llama.png"
-    arguments = ["explain", str(config), "--phase", "decode", "--plot", str(picture)]
+    arguments = ["explain", str(config), "--phase", "decode", "--context", "50"]
+    arguments += ["--plot", str(picture)]
     assert main([*arguments, "--gpu", "h100"]) == 0
     out = capsys.readouterr().out
     for text in ("tokens/s", "paged_attention", "H100", "not measured", "Bound by"):
