@@ -6,15 +6,20 @@ import argparse
 import importlib
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from bench import record, report
+from bench import compare, record, report
+from bench.case import Result
 from bench.limits import Limits
 from bench.run import Run
 from bench.section import Section
 
+INTERRUPTED = 130  # what shells report for a process that Ctrl-C ended
+CONFIRMATIONS = 2
 FAMILIES = ("gemm", "attention", "norm", "rope", "bert", "models")
 
 
@@ -26,7 +31,12 @@ def main() -> int:
     torch.manual_seed(0)
     options.output.mkdir(parents=True, exist_ok=True)
     limits = Limits(torch.get_num_threads())
-    run = Run([s for group in options.chosen.values() for s in group], limits, options.seconds)
+    sections = [s for group in options.chosen.values() for s in group]
+    run = Run(sections, limits, options.seconds, options.passes)
+    slower = options.before is not None and judge(run, options.before)
+    if not limits.sampled:
+        print("nothing was measured", file=sys.stderr)
+        return INTERRUPTED
 
     if options.markdown:
         report.page(run)
@@ -34,11 +44,35 @@ def main() -> int:
         report.tables(run)
     for family, sections in options.chosen.items():
         found = [result for section in sections for result in run.results(section)]
-        record.save(found, limits, options.output / f"{family}.csv")
-        report.plots(run, family, sections, options.output)
+        if found:
+            record.save(found, limits, options.output / f"{family}.csv")
+            report.plots(run, family, sections, options.output)
+    record.save_json(_measured(run), limits, report.facts(run), options.json)
     print(f"numbers and plots: {options.output}", file=sys.stderr)
     report.absences(run)
-    return 1 if report.faults(run) else 0
+    if run.interrupted:
+        return INTERRUPTED
+    return 1 if report.faults(run) or slower else 0
+
+
+def judge(run: Run, before: Mapping[compare.Key, Any]) -> bool:
+    """Prints what became faster or slower, and whether something did become slower.
+
+    What looks slower is measured again, twice as often as before, until it no longer does.
+    """
+    for _ in range(CONFIRMATIONS):
+        found = compare.verdicts(before, _measured(run))
+        suspects = [v.result for v in found if v.word == "slower" and v.result]
+        for _ in range(compare.MIN_VISITS):
+            run.visit(run.points(suspects))
+            suspects = [r for r in _measured(run) if any(r.task == s.task for s in suspects)]
+    found = compare.verdicts(before, _measured(run))
+    report.verdicts(found)
+    return any(v.word == "slower" for v in found)
+
+
+def _measured(run: Run) -> list[Result]:
+    return [result for section in run.sections for result in run.results(section)]
 
 
 def _parse() -> argparse.Namespace:
@@ -64,6 +98,18 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, help="of each side of a case, about (default: each section's own)"
     )
+    parser.add_argument(
+        "--passes", type=int, default=1, help="how often every case is visited (default: once)"
+    )
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        metavar="RUN.json",
+        help="an earlier run to compare with; exit status 1 where lanewise has become slower",
+    )
+    parser.add_argument(
+        "--json", type=Path, help="the file for everything measured (default: run.json in OUTPUT)"
+    )
     parser.add_argument("--markdown", action="store_true", help="print the README's table")
     parser.add_argument(
         "--output",
@@ -76,6 +122,14 @@ def _parse() -> argparse.Namespace:
         if family not in FAMILIES:
             parser.error(f"family must be one of {', '.join(FAMILIES)}, got '{family}'")
 
+    options.json = options.json or options.output / "run.json"
+    options.before = None
+    if options.compare:
+        options.passes = max(options.passes, compare.MIN_VISITS)
+        try:
+            options.before = compare.load(options.compare)
+        except ValueError as error:
+            parser.error(str(error))
     sections: dict[str, list[Section]] = {
         family: importlib.import_module(f"bench.{family}").SECTIONS for family in options.families
     }

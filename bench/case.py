@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -59,6 +60,15 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Visit:
+    """One of the times that a case was measured: the best seconds of each side in it, and those
+    that the limits asked for as they were then."""
+
+    seconds: Mapping[str, float]
+    limit_seconds: float
+
+
+@dataclass(frozen=True)
 class Result:
     """The best time of each side; a side that computes something else has none."""
 
@@ -70,6 +80,8 @@ class Result:
     wrong: Mapping[str, str]  # what is wrong with a side
     absent: Mapping[str, str] = field(default_factory=dict)  # why a peer cannot run here
     growth: Mapping[str, int] = field(default_factory=dict)  # bytes, where the section asks
+    samples: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # seconds, every turn's
+    visits: tuple[Visit, ...] = ()
 
     def best_of(self, other: Result) -> Result:
         """The better times of two measurements of one case."""
@@ -77,7 +89,27 @@ class Result:
         seconds = {
             side: min(r.seconds[side] for r in (self, other) if side in r.seconds) for side in sides
         }
-        return replace(self, seconds=seconds, wrong={**self.wrong, **other.wrong})
+        samples = {
+            side: (*self.samples.get(side, ()), *other.samples.get(side, ())) for side in sides
+        }
+        return replace(
+            self,
+            seconds=seconds,
+            wrong={**self.wrong, **other.wrong},
+            samples=samples,
+            visits=(*self.visits, *other.visits),
+        )
+
+    def median(self, side: str) -> float:
+        """Of all turns of a side, which ran."""
+        return statistics.median(self.samples[side])
+
+    def spread(self, side: str) -> float:
+        """The distance between the quartiles of a side's turns, as a share of their median."""
+        if len(self.samples[side]) < 2:
+            return 0.0
+        low, middle, high = statistics.quantiles(self.samples[side], n=4, method="inclusive")
+        return (high - low) / middle
 
     def ratio(self, way: str, peer: str) -> float | None:
         """How many times as fast as a peer one of our ways is."""

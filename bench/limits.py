@@ -29,16 +29,27 @@ class Limits:
         self._rates: list[float] = []
 
     @property
+    def sampled(self) -> bool:
+        """Whether anything was measured at all."""
+        return bool(self._rates)
+
+    @property
     def flops(self) -> float:
         """Multiplications and additions per second."""
         return max(self._rates)
 
-    def sample(self, task: Task) -> None:
-        """Measures both limits once more; called right after a case, to meet the same machine."""
-        self._rates.append(1e9 * _host.fma_rate(self.target, self.threads, PROBE_SECONDS))
+    def sample(self, task: Task) -> float:
+        """Measures both limits once more; called right after a case, to meet the same machine.
+
+        Returns:
+            The seconds that the task asks for by this sample.
+        """
+        rate = 1e9 * _host.fma_rate(self.target, self.threads, PROBE_SECONDS)
+        self._rates.append(rate)
         size = _probe_size(task.bytes)
-        gigabytes = _host.read_bandwidth(self.target, self.threads, size, PROBE_SECONDS)
-        self.bandwidth[size] = max(self.bandwidth.get(size, 0.0), gigabytes * 1e9)
+        reading = 1e9 * _host.read_bandwidth(self.target, self.threads, size, PROBE_SECONDS)
+        self.bandwidth[size] = max(self.bandwidth.get(size, 0.0), reading)
+        return max(task.flops / rate, task.bytes / reading)
 
     def binding(self, task: Task) -> tuple[str, float]:
         """Which limit binds a task, and the seconds that it asks for."""

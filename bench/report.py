@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from bench import table
 from bench.case import Result
+from bench.compare import Verdict
 from bench.run import Run
 from bench.section import Section
 from lanewise.cli.info import machine
@@ -36,17 +38,18 @@ def tables(run: Run) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=120)  # a file has no width
-    for name, value in _facts(run):
+    for name, value in facts(run):
         console.print(f"{name:16} {value}", soft_wrap=True)
     for section in run.sections:
-        for part in section.tables(run.results(section), run.limits):
-            console.print()
-            console.print(part)
+        if results := run.results(section):
+            for part in section.tables(results, run.limits):
+                console.print()
+                console.print(part)
 
 
 def page(run: Run) -> None:
     """Prints the facts and one table as a page holds them."""
-    print("; ".join(f"{name} {value}" for name, value in _facts(run)), end="\n\n")
+    print("; ".join(f"{name} {value}" for name, value in facts(run)), end="\n\n")
     cells = (
         (result, section.cells(result, run.limits))
         for section in run.sections
@@ -54,6 +57,27 @@ def page(run: Run) -> None:
         for result in run.results(section)
     )
     print(table.markdown(cells))
+
+
+def verdicts(found: Sequence[Verdict]) -> None:
+    """Prints what has changed since an earlier run, and how much has not."""
+    rows = [
+        (
+            v.word,
+            f"{v.key[1]}, {v.key[3]}" if v.key[3] else v.key[1],
+            v.key[2],
+            "" if v.ratio != v.ratio else f"{v.ratio:.2f}",
+            "" if v.noise != v.noise else f"{v.noise:.0%}",
+        )
+        for v in sorted(found, key=lambda v: v.word)
+        if v.word != "same"
+    ]
+    console = Console(highlight=False)
+    if rows:
+        columns = ["", "work", "dtype", "time", "noise"]
+        console.print(table.build("since the earlier run", columns, rows, texts=3))
+    words = Counter(v.word for v in found)
+    console.print(", ".join(f"{count} {word}" for word, count in sorted(words.items())))
 
 
 def plots(run: Run, family: str, sections: Sequence[Section], folder: Path) -> None:
@@ -98,7 +122,8 @@ def absences(run: Run) -> None:
         print(line, file=sys.stderr)
 
 
-def _facts(run: Run) -> list[tuple[str, str]]:
+def facts(run: Run) -> list[tuple[str, str]]:
+    """Name and value of all that decides the numbers of a run."""
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     steered = ", ".join(f"{name}={os.environ[name]}" for name in STEERING if name in os.environ)
     return [

@@ -30,9 +30,18 @@ def measure(section: str, case: Case, seconds: float) -> Result:
     """Checks the sides, then lets the right ones alternate, each for about `seconds`."""
     sides = {**case.ours, **case.peers}
     with torch.inference_mode(not case.gradient):
-        best, wrong = _first_calls(case, sides)
-        _alternate(sides, seconds, best)
-    return Result(section, case.task, tuple(case.ours), tuple(case.peers), best, wrong, case.absent)
+        first, wrong = _first_calls(case, sides)
+        samples = _alternate(sides, seconds, first)
+    return Result(
+        section,
+        case.task,
+        tuple(case.ours),
+        tuple(case.peers),
+        {side: min(times) for side, times in samples.items()},
+        wrong,
+        case.absent,
+        samples={side: tuple(times) for side, times in samples.items()},
+    )
 
 
 def _first_calls(case: Case, sides: dict[str, Side]) -> tuple[dict[str, float], dict[str, str]]:
@@ -57,15 +66,20 @@ def _first_calls(case: Case, sides: dict[str, Side]) -> tuple[dict[str, float], 
     return first, wrong
 
 
-def _alternate(sides: dict[str, Side], seconds: float, best: dict[str, float]) -> None:
-    """Replaces the times of first calls by the best of as many turns as they suggest."""
-    for name in _in_turn(sides, dict.fromkeys(_below(VERY_SLOW_SECONDS, best), 1)):
-        best[name] = _call(sides[name], 1)
-    calls = {n: max(1, round(SAMPLE_SECONDS / best[n])) for n in _below(SLOW_SECONDS, best)}
-    turns = {n: round(seconds / (best[n] * calls[n])) for n in calls}
+def _alternate(
+    sides: dict[str, Side], seconds: float, first: dict[str, float]
+) -> dict[str, list[float]]:
+    """The times of each side, from as many turns as those of its first call suggest."""
+    samples = {name: [time] for name, time in first.items()}
+    for name in _in_turn(sides, dict.fromkeys(_below(VERY_SLOW_SECONDS, first), 1)):
+        samples[name] = [_call(sides[name], 1)]
+    once = {name: times[0] for name, times in samples.items()}
+    calls = {n: max(1, round(SAMPLE_SECONDS / once[n])) for n in _below(SLOW_SECONDS, once)}
+    turns = {n: round(seconds / (once[n] * calls[n])) for n in calls}
     turns = {n: min(max(turns[n], MIN_TURNS), MAX_TURNS) for n in calls}
     for name in _in_turn(sides, turns):
-        best[name] = min(best[name], _call(sides[name], calls[name]))
+        samples[name].append(_call(sides[name], calls[name]))
+    return samples
 
 
 def _in_turn(sides: dict[str, Side], turns: dict[str, int]) -> Iterator[str]:
