@@ -121,7 +121,8 @@ def test_matrix_instructions_are_of_the_right_generation(architecture: str, opco
 def test_without_alignment_nothing_arrives_by_16_bytes(compiled: Compiled) -> None:
     """Rows that start anywhere show that the counts of 16-byte accesses are read, not assumed."""
     plain = [row for row in ROWS if not row.divisible]
-    assert {row.kernel for row in plain} == {row.kernel for row in ROWS}
+    described = {row.kernel for row in ROWS if rows.launch_of(row).takes_descriptors}
+    assert {row.kernel for row in plain} == {row.kernel for row in ROWS} - described
     for row in plain:
         facts = compiled[row].result()
         assert facts.async_copies_16 == facts.loads_16 == 0, row.name

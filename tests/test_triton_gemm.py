@@ -1,7 +1,8 @@
-"""The Triton linear kernel and its epilogues against float64, in Triton's interpreter."""
+"""The Triton matrix products and their epilogues against float64, in Triton's interpreter."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -12,13 +13,13 @@ import torch
 import triton_interpreter  # mends bfloat16 before a kernel is defined
 from hypothesis import given
 from hypothesis import strategies as st
-from numerics import activation_error, assert_within, matmul_error
+from numerics import activation_error, assert_matmul_close, assert_within, matmul_error
 from strategies import DTYPES, activations, batch_shapes, dtypes, extents, randn, values
 from torch import Tensor
 
 from lanewise.kernels import target
-from lanewise.kernels.gemm import linear
-from lanewise.kernels.gemm.tiles import TILED
+from lanewise.kernels.gemm import linear, matmul
+from lanewise.kernels.gemm.tiles import PERSISTENT, TILED, Problem, Tile
 
 # NumPy warns where a GPU silently makes the same infinity or NaN.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -39,6 +40,40 @@ def check(
         error = error + torch.finfo(torch.float32).eps * ref.abs()
     assert out.dtype == x.dtype
     assert_within(out, ref, error)
+
+
+def check_sums(out: Tensor, x: Tensor, weight: Tensor, residual: Tensor, activation: str) -> None:
+    z = reference.linear(x, weight)
+    size = x.double().abs() @ weight.double().abs().mT
+    error = activation_error(z, matmul_error(size, x.size(-1)), activation)
+    ref = reference.linear(x, weight, None, residual, activation=activation)
+    assert_within(out, ref, error + torch.finfo(torch.float32).eps * ref.abs())
+
+
+def check_matmul(a: Tensor, b: Tensor) -> None:
+    out = matmul(a, b)
+    assert out.dtype == a.dtype
+    size = a.double().abs() @ b.double().abs()
+    assert_matmul_close(out, reference.matmul(a, b), size, a.size(-1))
+
+
+def laid(shape: tuple[int, ...], dtype: torch.dtype, layout: str, seed: int) -> Tensor:
+    """n: contiguous rows, t: contiguous columns."""
+    x = randn(shape, dtype, seed)
+    return x if layout == "n" else x.mT.contiguous().mT
+
+
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[int, ...]]]:
+    """Collects the kernels and grids that are launched from here on."""
+    found: list[tuple[str, tuple[int, ...]]] = []
+    launch = target.launch
+
+    def watched(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+        found.append((kernel.fn.__name__, grid))
+        launch(kernel, grid, *args, **options)
+
+    monkeypatch.setattr(target, "launch", watched)
+    return found
 
 
 @given(
@@ -66,6 +101,20 @@ def test_every_activation_past_the_tiles(dtype: torch.dtype, activation: str) ->
     check(x, weight, randn((150,), dtype, 3), randn((2, 90, 150), dtype, 4), activation)
 
 
+class Forced:
+    """Every product takes the tile of one row, and K is split for as many units."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, units: int = 1) -> None:
+        self.architecture = dataclasses.replace(target.ARCHITECTURES[name], units=units)
+        monkeypatch.setattr(target, "of", lambda device: self.architecture)
+        self._monkeypatch = monkeypatch
+
+    def tile(self, tile: Tile) -> None:
+        self._monkeypatch.setattr(
+            Problem, "choose", lambda problem, architecture: problem.split(tile, architecture)
+        )
+
+
 @pytest.mark.parametrize(
     ("architecture", "problem"), [(a, row) for a, rows in TILED.rows.items() for row in rows]
 )
@@ -76,10 +125,110 @@ def test_every_tile_of_the_table(
     kind, bits = problem.split()
     dtype = {"16": torch.bfloat16, "32": torch.float32}[bits]
     tile = TILED.rows[architecture][problem]
-    monkeypatch.setattr(target, "of", lambda device: target.ARCHITECTURES[architecture])
-    monkeypatch.setattr("lanewise.kernels.gemm.tiles.choose", lambda *_: tile)
+    Forced(monkeypatch, architecture).tile(tile)
     rows = 3 * tile.m - 5 if kind == "few" else tile.m + 3
     check(randn((rows, k), dtype, 1), randn((tile.n + 9, k), dtype, 2), None, None, "none")
+
+
+@pytest.mark.parametrize("layouts", ["nn", "nt", "tn", "tt"])
+@pytest.mark.parametrize(
+    ("architecture", "problem"), [(a, row) for a, rows in PERSISTENT.rows.items() for row in rows]
+)
+def test_persistent_programs_compute_several_tiles(
+    monkeypatch: pytest.MonkeyPatch, architecture: str, problem: str, layouts: str
+) -> None:
+    """Two programs share tiles of which most are cut, of batches whose b is one, or many."""
+    tile = PERSISTENT.rows[architecture][problem]
+    Forced(monkeypatch, architecture, units=2).tile(tile)
+    launched = launches(monkeypatch)
+    for batch in ((), (3,)):
+        a = laid((3, tile.m + 8, 104), torch.bfloat16, layouts[0], 1)
+        b = laid((*batch, 104, tile.n + 16), torch.bfloat16, layouts[1], 2)
+        check_matmul(a, b)
+    assert launched == [("persistent_product", (2,))] * 2
+
+
+def test_the_epilogue_of_a_persistent_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    Forced(monkeypatch, "sm_90", units=2).tile(PERSISTENT.rows["sm_90"]["large"])
+    launched = launches(monkeypatch)
+    x, weight = randn((2, 90, 200), torch.float16, 1), randn((304, 200), torch.float16, 2)
+    residual = randn((2, 90, 307), torch.float16, 4)[..., 1:305]  # rows that start anywhere
+    check(x, weight, randn((304,), torch.float16, 3), residual, "gelu")
+    out = linear(x, weight, None, residual.float(), "silu")
+    assert (out.dtype, len(launched)) == (torch.float32, 2)
+    check_sums(out, x, weight, residual.float(), "silu")
+
+
+@pytest.mark.parametrize("units", [4, 64])
+@pytest.mark.parametrize("kind", ["few 16", "small 16", "large 16", "persistent"])
+def test_split_sums(monkeypatch: pytest.MonkeyPatch, kind: str, units: int) -> None:
+    """Chunks of K, of which the last is shorter; the epilogue sees their sum, once."""
+    tile = PERSISTENT.rows["sm_90"]["medium"] if kind == "persistent" else TILED.rows["sm_90"][kind]
+    Forced(monkeypatch, "sm_90", units).tile(tile)
+    monkeypatch.setattr("lanewise.kernels.gemm.tiles.SHORTEST_CHUNK", 128)
+    launched = launches(monkeypatch)
+    rows = 5 if kind == "few 16" else 72
+    x, weight = randn((rows, 456), torch.bfloat16, 1), randn((80, 456), torch.bfloat16, 2)
+    bias, residual = randn((80,), torch.bfloat16, 3), randn((rows, 80), torch.bfloat16, 4)
+    check(x, weight, bias, residual, "gelu")
+    assert [kernel for kernel, _ in launched][-1] == "sum_of_chunks"
+    assert torch.equal(linear(x, weight, bias), linear(x, weight, bias))
+    many = laid((3, 400, rows), torch.bfloat16, "t", 5).mT
+    check_matmul(many, laid((3, 400, 72), torch.bfloat16, "n", 6))
+
+
+def test_what_is_split_fills_the_units_and_no_more() -> None:
+    h100 = target.ARCHITECTURES["sm_90"]
+
+    def chosen(rows: int, columns: int, depth: int, boxes: bool = True) -> tuple[str, int]:
+        choice = Problem(rows, columns, depth, 1, 2, boxes).choose(h100)
+        found = [
+            f"{table.name} {kind}"
+            for table in (TILED, PERSISTENT)
+            for kind, tile in table.rows["sm_90"].items()
+            if tile is choice.tile
+        ]
+        return found[0], choice.chunks
+
+    assert chosen(4096, 4096, 4096) == ("persistent_product large", 1)
+    assert chosen(4096, 4096, 4096, boxes=False) == ("tiled_product large 16", 1)
+    assert chosen(512, 4096, 4096) == ("persistent_product medium", 1)
+    assert chosen(1024, 1024, 65536) == ("persistent_product medium", 2)
+    assert chosen(64, 4096, 4096) == ("tiled_product small 16", 4)
+    assert chosen(1, 4096, 4096) == ("tiled_product few 16", 4)
+    assert chosen(1, 128256, 4096) == ("tiled_product few 16", 1)
+    assert chosen(300, 600, 500) == ("tiled_product small 16", 1)
+
+
+def test_only_what_a_descriptor_describes_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    Forced(monkeypatch, "sm_90", units=1)
+    launched = launches(monkeypatch)
+    a, b = randn((128, 64), torch.bfloat16, 1), randn((64, 256), torch.bfloat16, 2)
+    wide = randn((128, 72), torch.bfloat16, 3)
+    for x, y in (
+        (a, b),
+        (wide[:, 8:], b),
+        (a, b.mT.contiguous().mT),
+        (a.expand(3, 128, 64), b),
+        (wide[:, 1:65], b),  # starts 2 bytes past a multiple of 16
+        (randn((128, 65), torch.bfloat16, 4)[:, :64], b),  # rows 130 bytes apart
+        (a, b[:, :255]),  # an output whose rows are 510 bytes apart
+        (a.float(), b.float()),
+        (a.repeat_interleave(2, 1)[:, ::2], b),
+    ):
+        check_matmul(x, y)
+    kernels = [kernel for kernel, _ in launched]
+    assert kernels == ["persistent_product"] * 4 + ["tiled_product"] * 5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_batches_that_do_not_merge(dtype: torch.dtype) -> None:
+    """Heads between tokens; each side broadcast in another dimension; more than two dimensions."""
+    heads = randn((2, 40, 3, 24), dtype, 1).transpose(1, 2)
+    check_matmul(heads, heads.mT)
+    check_matmul(randn((2, 1, 20, 24), dtype, 2), randn((3, 24, 33), dtype, 3))
+    check_matmul(randn((2, 1, 2, 9, 24), dtype, 4), randn((3, 1, 24, 17), dtype, 5))
+    check_matmul(randn((2, 3, 2, 9, 24), dtype, 6).transpose(0, 2), randn((24, 17), dtype, 7))
 
 
 def test_many_rows_of_programs_are_all_visited() -> None:

@@ -85,13 +85,14 @@ def untuned(index: int) -> Architecture:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Run `kernel` over `grid` on the device of its first tensor."""
+    """Run `kernel` over `grid` on the device of its first tensor or tensor descriptor."""
     # Stated, not left to the default: a score is scaled and shifted by one fused multiply-add.
     options["enable_fp_fusion"] = True
     recorder = _recorder.get()
     if recorder:
         return recorder[1](kernel, grid, args, options)
-    tensor = next(a for a in args if isinstance(a, torch.Tensor))
+    tensors = (getattr(a, "base", a) for a in args)
+    tensor = next(a for a in tensors if isinstance(a, torch.Tensor))
     with torch.cuda.device_of(tensor):
         kernel[grid](*args, **options)
 

@@ -43,6 +43,10 @@ class Launch:
     def kernel(self) -> str:
         return self.source.fn.__name__
 
+    @property
+    def takes_descriptors(self) -> bool:
+        return any(str(type_).startswith("tensordesc") for type_ in self.source.signature.values())
+
     def constants(self) -> dict[str, Any]:
         """The compile-time arguments of the kernel, by name."""
         names = self.source.fn.arg_names

@@ -93,7 +93,10 @@ def _asked(row: Row, facts: Facts, promise: Promise) -> Iterator[tuple[str, bool
         # Most bytes, even if each of the others moved 8.
         yield f"{vectors} of {copies} asynchronous copies move 16 bytes", 3 * vectors > copies
     if promise.vectors:
-        yield "no 16 bytes of global memory at a time", facts.async_copies_16 + facts.loads_16 > 0
+        # What a wave of CDNA copies to shared memory is side by side, whatever one thread's share.
+        vectors = facts.async_copies_16 + facts.loads_16
+        vectors += facts.async_copies * row.target.startswith("gfx")
+        yield "no 16 bytes of global memory at a time", vectors > 0
     bound = promise.barriers
     yield f"{facts.barriers} barriers, more than {bound}", facts.barriers <= bound
 

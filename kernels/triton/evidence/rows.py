@@ -47,13 +47,15 @@ class Row:
 def of_target(target: str) -> tuple[Row, ...]:
     """All rows of a target: what several cases launch alike is one row, the first one's.
 
-    Each kernel also has a row without divisibility, from the first case that launches it.
+    Each kernel also has a row without divisibility, from the first case that launches it; but for
+    those that take tensor descriptors, which exist of aligned memory only.
     """
     found: dict[tuple[str, str], Row] = {}
     first: dict[str, str] = {}
     for case in catalogue.cases().values():
         for launch in launches(target, case):
-            first.setdefault(launch.kernel, case.name)
+            if not launch.takes_descriptors:
+                first.setdefault(launch.kernel, case.name)
             found.setdefault((launch.kernel, launch.key()), _row(launch, case.name, target))
     for kernel, name in first.items():
         launch = next(

@@ -3,16 +3,49 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
+
 from .. import target
-from . import tiles
+from ..target import Architecture, divide_up
+from .persistent import persistent_product
+from .split import sum_of_chunks
 from .tiled import tiled_product
-from .tiles import GROUP_M, TILE_K_BYTES
+from .tiles import GROUP_M, PART_N_BYTES, SUM, Choice, PersistentTile, Problem
+
+MOST_32_BITS = 2**31
+BOX_ALIGNMENT = 16  # bytes, of all strides and of the base of a tensor descriptor
+BOX_STRIDE = 2**40  # bytes; each is less
 
 Batch = list[tuple[int, int, int]]  # extent, stride of a, stride of b; outermost first
+
+
+class Operand(NamedTuple):
+    """A batch of matrices: rows of a, or columns of b, by K. All but the first are strides."""
+
+    tensor: Tensor
+    outer: int
+    inner: int
+    across: int  # from row to row of a, or column to column of b
+    along: int  # K
+
+
+class Epilogue(NamedTuple):
+    """activation(sums + bias) + residual, into `out`."""
+
+    out: Tensor
+    bias: Tensor | None = None
+    residual: Tensor | None = None
+    activation: str = "none"
+
+    @property
+    def stride(self) -> int:
+        return 0 if self.residual is None else self.residual.stride(0)
 
 
 def product(
@@ -36,12 +69,35 @@ def product(
     if out.numel() == 0:
         return
     batch = _batch(a, b, out)
-    if len(batch) > 2:  # as many dimensions as the kernel takes
+    if len(batch) > 2:  # more dimensions than the kernel takes
         for i in range(out.size(0)):
             part_a, part_b = (t if t.dim() < out.dim() else t[i % t.size(0)] for t in (a, b))
             product(part_a, part_b, out[i], bias, residual, activation)
         return
-    _launch(a, b, out, batch, bias, residual, activation)
+
+    rows, columns, depth = a.size(-2), b.size(-1), a.size(-1)
+    across_a = a.stride(-2)
+    if len(batch) == 1 and batch[0][2] == 0 and (rows == 1 or batch[0][1] == rows * across_a):
+        # One b for all: the matrices of a are rows of one.
+        count, stride, _ = batch.pop()
+        rows, across_a = rows * count, stride if rows == 1 else across_a
+    batches = math.prod(size for size, _, _ in batch)
+    (_, outer_a, outer_b), (inner, inner_a, inner_b) = [(1, 0, 0), (1, 0, 0), *batch][-2:]
+    left = Operand(a, outer_a, inner_a, across_a, a.stride(-1))
+    right = Operand(b, outer_b, inner_b, b.stride(-1), b.stride(-2))
+
+    architecture = target.of(a.device)
+    boxes = inner == batches and a.element_size() == 2 and _boxes(left, right, out)
+    problem = Problem(rows, columns, depth, batches, a.element_size(), boxes)
+    choice = problem.choose(architecture)
+    whole = Epilogue(out, bias, residual, activation)
+    launch = _persistent if isinstance(choice.tile, PersistentTile) else _tiled
+    if choice.chunks == 1:
+        launch(problem, choice, architecture, left, right, inner, whole)
+        return
+    chunks = out.new_empty(choice.chunks, *out.shape, dtype=torch.float32)
+    launch(problem, choice, architecture, left, right, inner, Epilogue(chunks))
+    _sum(chunks, rows * batches, columns, architecture, whole)
 
 
 def _batch(a: Tensor, b: Tensor, out: Tensor) -> Batch:
@@ -61,68 +117,159 @@ def _batch(a: Tensor, b: Tensor, out: Tensor) -> Batch:
     return batch
 
 
-def _launch(
-    a: Tensor,
-    b: Tensor,
-    out: Tensor,
-    batch: Batch,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-) -> None:
-    rows, columns = out.shape[-2:]
-    depth = a.size(-1)
-    a_strides, b_strides = a.stride()[-2:], b.stride()[-2:]
-    if len(batch) == 1 and batch[0][2] == 0 and (rows == 1 or batch[0][1] == rows * a_strides[0]):
-        # One b for all: the matrices of a are rows of one.
-        count, stride, _ = batch.pop()
-        a_strides = (stride if rows == 1 else a_strides[0], a_strides[1])
-        rows *= count
-    batches = math.prod(size for size, _, _ in batch)
-    (_, outer_a, outer_b), (inner, inner_a, inner_b) = [(1, 0, 0), (1, 0, 0), *batch][-2:]
+def _boxes(a: Operand, b: Operand, out: Tensor) -> bool:
+    """Whether tensor descriptors can describe all three."""
+    for tensor, _, inner, across, along in (a, b):
+        size = tensor.element_size()
+        strides = (size * inner, size * max(across, along))
+        if min(across, along) != 1 or tensor.data_ptr() % BOX_ALIGNMENT:
+            return False
+        if any(stride % BOX_ALIGNMENT or stride >= BOX_STRIDE for stride in strides):
+            return False
+    return out.data_ptr() % BOX_ALIGNMENT == 0 == out.size(-1) * out.element_size() % BOX_ALIGNMENT
 
-    architecture = target.of(a.device)
-    tile = tiles.choose(rows, columns, a.element_size(), architecture)
-    block_k = TILE_K_BYTES // a.element_size()
-    vector = 16 // a.element_size()
+
+def _tiled(
+    problem: Problem,
+    choice: Choice,
+    architecture: Architecture,
+    a: Operand,
+    b: Operand,
+    inner: int,
+    epilogue: Epilogue,
+) -> None:
+    tile, block_m, block_k = choice.tile, choice.block_m, choice.block_k
+    out, bias, residual, activation = epilogue
+    vector = 16 // problem.itemsize
     widest = max(
-        tile.m * a_strides[0] + block_k * a_strides[1],
-        tile.n * b_strides[1] + block_k * b_strides[0],
-        tile.m * columns + tile.n,
-        0 if residual is None else tile.m * residual.stride(0) + tile.n,
+        block_m * a.across + block_k * a.along,
+        tile.n * b.across + block_k * b.along,
+        block_m * max(problem.columns, epilogue.stride) + tile.n,
     )
     target.launch(
         tiled_product,
-        (target.divide_up(rows, tile.m) * target.divide_up(columns, tile.n) * batches,),
-        a,
-        b,
+        (problem.tiles(tile) * choice.chunks,),
+        a.tensor,
+        b.tensor,
         bias,
         residual,
         out,
-        outer_a,
-        inner_a,
-        *a_strides,
-        outer_b,
-        inner_b,
-        *b_strides,
-        0 if residual is None else residual.stride(0),
+        *a[1:],
+        *b[1:],
+        epilogue.stride,
         inner,
-        batches,
-        rows,
-        columns,
-        depth,
-        target.divide_up(depth, block_k),
-        BLOCK_M=tile.m,
+        problem.batches,
+        problem.rows,
+        problem.columns,
+        problem.depth,
+        choice.chunk,
+        BLOCK_M=block_m,
         BLOCK_N=tile.n,
         BLOCK_K=block_k,
         GROUP_M=GROUP_M,
         CHIPLETS=architecture.chiplets,
-        VECTOR_M=vector if a_strides[0] == 1 and a_strides[1] != 1 and rows % vector == 0 else 1,
-        VECTOR_N=vector if b_strides[1] == 1 and b_strides[0] != 1 and columns % vector == 0 else 1,
-        WHOLE_K=depth % block_k == 0,
-        WIDE=widest >= 2**31,
+        VECTOR_M=_vector(a, problem.rows, vector),
+        VECTOR_N=_vector(b, problem.columns, vector),
+        WHOLE_K=problem.depth % block_k == 0,
+        WIDE=widest >= MOST_32_BITS,
         ACTIVATION=activation,
-        PRECISION=architecture.float32_dots if a.dtype == torch.float32 else "ieee",
+        PRECISION=architecture.float32_dots if problem.itemsize == 4 else "ieee",
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+
+
+def _vector(operand: Operand, extent: int, vector: int) -> int:
+    """How many rows of a, or columns of b, are read in one access."""
+    return vector if operand.across == 1 != operand.along and extent % vector == 0 else 1
+
+
+def _persistent(
+    problem: Problem,
+    choice: Choice,
+    architecture: Architecture,
+    a: Operand,
+    b: Operand,
+    inner: int,
+    epilogue: Epilogue,
+) -> None:
+    tile, block_k = choice.tile, choice.block_k
+    assert isinstance(tile, PersistentTile)
+    out, bias, residual, activation = epilogue
+    rows, columns, depth, batches = problem.rows, problem.columns, problem.depth, problem.batches
+    part_n = min(PART_N_BYTES // out.element_size(), tile.n)
+    batches_a, batches_b = (1 if x.inner == 0 else batches for x in (a, b))
+    d_out = TensorDescriptor(
+        out,
+        [choice.chunks * batches, rows, columns],
+        [rows * columns, columns, 1],
+        [1, choice.block_m, part_n],
+    )
+    target.launch(
+        persistent_product,
+        (min(problem.tiles(tile) * choice.chunks, architecture.units),),
+        _descriptor(a, batches_a, rows, depth, choice.block_m, block_k),
+        _descriptor(b, batches_b, columns, depth, tile.n, block_k),
+        d_out,
+        bias,
+        residual,
+        epilogue.stride,
+        batches,
+        batches_a,
+        batches_b,
+        rows,
+        columns,
+        choice.chunks,
+        choice.chunk,
+        BLOCK_M=choice.block_m,
+        BLOCK_N=tile.n,
+        BLOCK_K=block_k,
+        PART_N=part_n,
+        GROUP_M=GROUP_M,
+        A_TRANSPOSED=a.along != 1,
+        B_TRANSPOSED=b.along == 1,
+        SPECIALIZED=tile.specialized,
+        WIDE=choice.block_m * epilogue.stride + part_n >= MOST_32_BITS,
+        ACTIVATION=activation,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+
+
+def _descriptor(
+    x: Operand, batches: int, extent: int, depth: int, block: int, block_k: int
+) -> TensorDescriptor:
+    """Of [batches, extent, K], or [batches, K, extent] where K is not contiguous."""
+    batch_stride = x.inner or BOX_ALIGNMENT  # of a single matrix no stride is used
+    if x.along == 1:
+        shape, stride, blocks = (extent, depth), x.across, (block, block_k)
+    else:
+        shape, stride, blocks = (depth, extent), x.along, (block_k, block)
+    return TensorDescriptor(x.tensor, [batches, *shape], [batch_stride, stride, 1], [1, *blocks])
+
+
+def _sum(
+    chunks: Tensor, rows: int, columns: int, architecture: Architecture, epilogue: Epilogue
+) -> None:
+    out, bias, residual, activation = epilogue
+    tile = SUM.choose(architecture, "any")
+    block_m = min(tile.m, triton.next_power_of_2(rows))
+    target.launch(
+        sum_of_chunks,
+        (divide_up(rows, block_m) * divide_up(columns, tile.n),),
+        chunks,
+        bias,
+        residual,
+        out,
+        epilogue.stride,
+        rows,
+        columns,
+        chunks.size(0),
+        BLOCK_M=block_m,
+        BLOCK_N=tile.n,
+        STAGES=tile.stages,
+        WIDE=block_m * max(columns, epilogue.stride) + tile.n >= MOST_32_BITS,
+        ACTIVATION=activation,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )

@@ -31,7 +31,7 @@ def outer_offsets(left, BLOCK: tl.constexpr, VECTOR: tl.constexpr):
 def tiled_product(
     p_a, p_b, p_bias, p_residual, p_out,
     stride_ao, stride_ai, stride_am, stride_ak,
-    stride_bo, stride_bi, stride_bk, stride_bn,
+    stride_bo, stride_bi, stride_bn, stride_bk,
     stride_rm,
     inner, batches, len_m, len_n, len_k, chunk,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
