@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ..table import Table
 from ..target import Architecture, block, divide_up
@@ -155,7 +156,8 @@ class Problem:
             return divide_up(self.tiles(tile), architecture.units) * tile.m * tile.n
 
         bits = 8 * self.itemsize
-        table, kind = TILED, f"small {bits}"
+        table: Table[Any] = TILED
+        kind = f"small {bits}"
         if self.rows <= FEW_ROWS:
             kind = f"few {bits}"
         elif serves(TILED.shipped(architecture, f"large {bits}")):
