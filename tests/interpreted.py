@@ -19,12 +19,13 @@ import pytest
 INTERPRETED = {
     "test_triton_attention.py",
     "test_triton_gemm.py",
+    "test_triton_norm.py",
     "test_triton_rope.py",
     "test_triton_tune.py",
 }
 # and these ask both back ends the same questions, here and once more there, of fewer examples. The
 # marker `cpu` names tests of what only the CPU promises, such as numbers of threads.
-SHARED: set[str] = {"test_gemm.py", "test_rope.py"}
+SHARED: set[str] = {"test_gemm.py", "test_norm.py", "test_rope.py"}
 EXAMPLES = "8"
 
 interpreting = os.environ.get("TRITON_INTERPRET") == "1"

@@ -19,7 +19,7 @@ from .. import check, target
 from . import tiles
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "heads", "length"])
 def rotate(
     p_x, p_cos, p_sin, p_out,
     stride_xb, stride_xh, stride_xs,

@@ -20,6 +20,10 @@ KERNELS = {
     "attention": "attention",
     "linear": "gemm",
     "matmul": "gemm",
+    "rms_norm": "norm",
+    "layer_norm": "norm",
+    "add_rms_norm": "norm",
+    "add_layer_norm": "norm",
     "rope": "rope",
     "rope_backward": "rope",
 }
