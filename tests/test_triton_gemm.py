@@ -11,7 +11,7 @@ import reference
 import torch
 import triton_interpreter  # mends bfloat16 before a kernel is defined
 from numerics import activation_error, assert_matmul_close, assert_within, matmul_error
-from strategies import randn
+from strategies import DTYPES, randn
 from torch import Tensor
 
 from lanewise.kernels import target
