@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bench import compare, record, report
+from bench import asked, compare, record, report
 from bench.case import Result
 from bench.limits import Limits
 from bench.run import Run
@@ -26,6 +26,10 @@ FAMILIES = ("gemm", "attention", "norm", "rope", "bert", "models")
 def main() -> int:
     """Measures the chosen sections, prints their tables and writes their numbers and plots."""
     options = _parse()
+    if options.isa and os.environ.get("LANEWISE_ISA") != options.isa:
+        # lanewise has chosen when it was imported: start again.
+        os.environ["LANEWISE_ISA"] = options.isa
+        os.execv(sys.executable, [sys.executable, "-m", "bench", *sys.argv[1:]])
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -93,6 +97,22 @@ def _parse() -> argparse.Namespace:
         "--sections", nargs="+", metavar="section", help="of these families (default: all)"
     )
     parser.add_argument(
+        "--model", nargs="+", default=[], help="the shapes of these models, as explain names them"
+    )
+    parser.add_argument(
+        "--shape", nargs="+", default=[], help="one shape of the family: MxKxN, BxHxSxD, …"
+    )
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        default=("float32", "bfloat16"),
+        choices=("float32", "bfloat16", "float16"),
+        help="of --model and --shape (default: float32 bfloat16)",
+    )
+    parser.add_argument(
+        "--isa", help="the highest instruction set that lanewise uses, like LANEWISE_ISA"
+    )
+    parser.add_argument(
         "--threads", type=int, help="of lanewise and torch; NumPy obeys OPENBLAS_NUM_THREADS"
     )
     parser.add_argument(
@@ -130,6 +150,16 @@ def _parse() -> argparse.Namespace:
             options.before = compare.load(options.compare)
         except ValueError as error:
             parser.error(str(error))
+    if options.model or options.shape:
+        if options.sections or options.markdown:
+            parser.error("--model and --shape make sections of their own, in no page's table")
+        try:
+            options.chosen = asked.sections(
+                options.families, options.model, options.shape, options.dtypes
+            )
+        except ValueError as error:
+            parser.error(str(error))
+        return options
     sections: dict[str, list[Section]] = {
         family: importlib.import_module(f"bench.{family}").SECTIONS for family in options.families
     }

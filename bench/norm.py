@@ -15,7 +15,8 @@ from bench.section import Section
 FLOPS = 6
 
 
-def _layer_norm(rows: int, cols: int, dtype: torch.dtype) -> Case:
+def layer_norm(rows: int, cols: int, dtype: torch.dtype) -> Case:
+    """LayerNorm with weight and bias."""
     x, weight, bias = (torch.randn(*s, dtype=dtype) for s in ((rows, cols), (cols,), (cols,)))
     return Case(
         Task(f"layer_norm {rows}×{cols}", dtype, flops=FLOPS * x.numel(), bytes=2 * x.nbytes),
@@ -25,7 +26,8 @@ def _layer_norm(rows: int, cols: int, dtype: torch.dtype) -> Case:
     )
 
 
-def _rms_norm(rows: int, cols: int, dtype: torch.dtype) -> Case:
+def rms_norm(rows: int, cols: int, dtype: torch.dtype) -> Case:
+    """RMSNorm with a weight."""
     x, weight = torch.randn(rows, cols, dtype=dtype), torch.randn(cols, dtype=dtype)
     return Case(
         Task(f"rms_norm {rows}×{cols}", dtype, flops=FLOPS * x.numel(), bytes=2 * x.nbytes),
@@ -35,7 +37,8 @@ def _rms_norm(rows: int, cols: int, dtype: torch.dtype) -> Case:
     )
 
 
-def _add_rms_norm(rows: int, cols: int, dtype: torch.dtype) -> Case:
+def add_rms_norm(rows: int, cols: int, dtype: torch.dtype) -> Case:
+    """RMSNorm of a sum, which is returned too."""
     x, residual = (torch.randn(rows, cols, dtype=dtype) for _ in range(2))
     weight = torch.randn(cols, dtype=dtype)
 
@@ -61,10 +64,10 @@ SECTIONS = (
     Section(
         "norm",
         [
-            partial(_layer_norm, 2048, 384, torch.float32),
-            partial(_layer_norm, 8192, 4096, torch.float32),
-            partial(_rms_norm, 8192, 4096, torch.bfloat16),
-            partial(_add_rms_norm, 8192, 4096, torch.bfloat16),
+            partial(layer_norm, 2048, 384, torch.float32),
+            partial(layer_norm, 8192, 4096, torch.float32),
+            partial(rms_norm, 8192, 4096, torch.bfloat16),
+            partial(add_rms_norm, 8192, 4096, torch.bfloat16),
         ],
     ),
 )

@@ -11,8 +11,9 @@ from bench.case import Case, Task
 from bench.section import Section
 
 
-def _rope(heads: int, tokens: int, dim: int, dtype: torch.dtype) -> Case:
-    x = torch.randn(1, heads, tokens, dim, dtype=dtype)
+def rotate(batch: int, heads: int, tokens: int, dim: int, dtype: torch.dtype) -> Case:
+    """Every element of every head."""
+    x = torch.randn(batch, heads, tokens, dim, dtype=dtype)
     angles = torch.outer(torch.arange(tokens).float(), 1e4 ** (-torch.arange(0, dim, 2) / dim))
     cos, sin = angles.cos(), angles.sin()
     wide_cos, wide_sin = (torch.cat((t, t), -1).to(dtype) for t in (cos, sin))
@@ -27,7 +28,7 @@ def _rope(heads: int, tokens: int, dim: int, dtype: torch.dtype) -> Case:
 
     return Case(
         Task(
-            f"rope {heads}×{tokens}×{dim}",
+            f"rope {batch}×{heads}×{tokens}×{dim}",
             dtype,
             flops=3 * x.numel(),
             bytes=2 * x.nbytes + cos.nbytes + sin.nbytes,
@@ -38,13 +39,13 @@ def _rope(heads: int, tokens: int, dim: int, dtype: torch.dtype) -> Case:
     )
 
 
-# Heads × tokens × head size.
+# Batch × heads × tokens × head size.
 SECTIONS = (
     Section(
         "rope",
         [
-            partial(_rope, 32, 2048, 128, torch.float32),
-            partial(_rope, 32, 2048, 128, torch.bfloat16),
+            partial(rotate, 1, 32, 2048, 128, torch.float32),
+            partial(rotate, 1, 32, 2048, 128, torch.bfloat16),
         ],
     ),
 )
