@@ -82,9 +82,13 @@ class Result:
     growth: Mapping[str, int] = field(default_factory=dict)  # bytes, where the section asks
     samples: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # seconds, every turn's
     visits: tuple[Visit, ...] = ()
+    quiet: bool = True  # no other process took processors that it needed
 
     def best_of(self, other: Result) -> Result:
-        """The better times of two measurements of one case."""
+        """The better times of two measurements of one case; a disturbed one yields to a quiet."""
+        visits = (*self.visits, *other.visits)
+        if self.quiet != other.quiet:
+            return replace(self if self.quiet else other, visits=visits)
         sides = [*self.seconds, *other.seconds]
         seconds = {
             side: min(r.seconds[side] for r in (self, other) if side in r.seconds) for side in sides
@@ -97,7 +101,7 @@ class Result:
             seconds=seconds,
             wrong={**self.wrong, **other.wrong},
             samples=samples,
-            visits=(*self.visits, *other.visits),
+            visits=visits,
         )
 
     def median(self, side: str) -> float:

@@ -97,6 +97,7 @@ class Run:
             limit_seconds = self.limits.sample(case.task)
             result = replace(result, visits=(Visit(result.seconds, limit_seconds),))
             if neighbours.disturbed(self.limits.threads):
+                result = replace(result, quiet=False)
                 disturbed.append((section, index))
             if section.growth and not result.wrong:
                 result = replace(result, growth=growth(section.points[index], case))

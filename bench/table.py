@@ -25,6 +25,7 @@ PEER_NAMES = {
     "onnxruntime": "ONNX Runtime",
 }
 WRONG, ABSENT = "wrong", "does not run here"
+NOISY = "noisy"  # other processes disturbed it each time that it was measured
 
 
 def build(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> Table:
@@ -84,17 +85,21 @@ def markdown(cells: Iterable[tuple[Result, dict[str, str]]]) -> str:
 
 def milliseconds(result: Result, side: str) -> str:
     """The time of a side."""
+    if not result.quiet:
+        return NOISY
     return f"{result.seconds[side] * 1e3:.3g} ms" if side in result.seconds else WRONG
 
 
 def share(result: Result, side: str, limits: Limits) -> str:
     """How much of the binding limit a side reaches, and which that is."""
     percent = percentage(result, side, limits)
-    return percent if percent == WRONG else f"{percent} {limits.binding(result.task)[0]}"
+    return percent if percent in (WRONG, NOISY) else f"{percent} {limits.binding(result.task)[0]}"
 
 
 def percentage(result: Result, side: str, limits: Limits) -> str:
     """How much of the binding limit a side reaches."""
+    if not result.quiet:
+        return NOISY
     if side not in result.seconds:
         return WRONG
     return f"{limits.binding(result.task)[1] / result.seconds[side]:.0%}"
@@ -106,5 +111,7 @@ def ratio(result: Result, way: str, peer: str) -> str:
         return ABSENT
     if peer not in result.peers:
         return ""
+    if not result.quiet:
+        return NOISY
     value = result.ratio(way, peer)
     return WRONG if value is None else f"{value:.2f}"

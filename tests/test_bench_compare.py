@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from bench import compare, record
+from bench import compare, record, table
 from bench.__main__ import judge, main
 from bench.case import Case, Result, Sample, Task, Visit
 from bench.limits import Limits
@@ -139,3 +140,18 @@ def test_the_middle_and_the_spread_of_the_turns() -> None:
     r = Result("s", TASK, ("",), (), {"": 1.0}, {}, samples={"": (4.0, 1.0, 2.0, 3.0, 5.0)})
     assert r.median("") == 3.0
     assert r.spread("") == pytest.approx(2 / 3)
+
+
+def test_a_disturbed_measurement_yields_to_a_quiet_one_and_else_shows_no_figure() -> None:
+    loud = replace(result(visits(0.5, [1.0], True)), quiet=False)
+    calm = result(visits(1.0, [1.0], True))
+    for both in (loud.best_of(calm), calm.best_of(loud)):
+        assert both.quiet
+        assert both.seconds == calm.seconds
+        assert len(both.visits) == 2
+    limits = Limits(1)
+    limits.sample(TASK)
+    for cell in (table.milliseconds(loud, ""), table.share(loud, "", limits)):
+        assert cell == "noisy"
+    assert table.ratio(loud, "", "torch") == "noisy"
+    assert table.ratio(calm, "", "torch") != "noisy"
