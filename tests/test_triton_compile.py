@@ -14,7 +14,7 @@ if triton.knobs.runtime.interpret:
     pytest.skip("compiles for real: not under TRITON_INTERPRET", allow_module_level=True)
 
 from lanewise.kernels import target  # noqa: E402
-from lanewise.kernels.evidence import catalogue, rows  # noqa: E402
+from lanewise.kernels.evidence import catalogue, page, record, rows  # noqa: E402
 from lanewise.kernels.evidence.case import Promise  # noqa: E402
 from lanewise.kernels.evidence.compile import GPUS  # noqa: E402
 from lanewise.kernels.evidence.machine_code import Facts  # noqa: E402
@@ -23,20 +23,51 @@ from lanewise.kernels.evidence.rows import Row  # noqa: E402
 from lanewise.kernels.table import TABLES, watch  # noqa: E402
 
 ROWS = rows.all_rows()
+RECORDED = record.load()
+KNOWN = record.known(ROWS, RECORDED)
+STALE = [row for row in ROWS if row not in KNOWN]
+SAMPLE = record.sample([row for row in ROWS if row in KNOWN], KNOWN)
+FEW = 40  # more stale rows are not compiled here, where minutes count
 
 Compiled = dict[Row, "Future[Facts]"]
 
 
 @pytest.fixture(scope="session")
 def compiled() -> Iterator[Compiled]:
+    """What is compiled now: the sample, and what the record does not know."""
     with rows.workers(2) as pool:
-        yield {row: pool.submit(rows.compile_row, row) for row in ROWS}
+        yield {row: pool.submit(rows.compile_row, row, True) for row in STALE[:FEW] + SAMPLE}
         pool.shutdown(cancel_futures=True)
 
 
+def facts_of(row: Row, request: pytest.FixtureRequest) -> Facts:
+    if row in KNOWN:
+        return KNOWN[row]
+    if row in STALE[FEW:]:
+        pytest.fail(f"{len(STALE)} rows of the evidence are out of date: run {record.RENEW}")
+    return request.getfixturevalue("compiled")[row].result()
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_the_machine_code_keeps_its_promises(compiled: Compiled, row: Row) -> None:
-    assert broken(row, compiled[row].result(), catalogue.promises()[row.kernel]) == []
+def test_the_machine_code_keeps_its_promises(row: Row, request: pytest.FixtureRequest) -> None:
+    assert broken(row, facts_of(row, request), catalogue.promises()[row.kernel]) == []
+
+
+@pytest.mark.parametrize("row", SAMPLE, ids=lambda row: row.name)
+def test_what_is_recorded_is_what_compiles(compiled: Compiled, row: Row) -> None:
+    """Of each kernel and GPU one configuration, another after every change of the source."""
+    assert compiled[row].result() == KNOWN[row], f"run {record.RENEW} --fresh"
+
+
+def test_the_record_is_of_these_kernels() -> None:
+    entries = [{k: str(v) for k, v in record.to_json(row, Facts()).items()} for row in ROWS]
+    due = [[entry[k] for k in ("kernel", "config", "target", "tile", "key")] for entry in entries]
+    got = [[e[k] for k in ("kernel", "config", "target", "tile", "key")] for e in RECORDED.values()]
+    assert got == due, f"docs/gpu-evidence.json is out of date: run {record.RENEW}"
+
+
+def test_the_page_shows_the_record() -> None:
+    assert page.PATH.read_text() == page.render(KNOWN), f"run {record.RENEW}"
 
 
 @pytest.mark.parametrize("name", GPUS)
@@ -60,7 +91,7 @@ GOOD = Facts(
     registers=128,
     spills=0,
     stack=0,
-    shared=65536,
+    shared_bytes=65536,
     matrix_instructions=8,
     matrix_opcodes=("HGMMA.64x128x16.F32.BF16",),
     async_copies=8,
@@ -73,7 +104,7 @@ GOOD = Facts(
     wide_products=2,
     instructions=1000,
 )
-ROW = Row("kernel", "linear large bf16 4096", "sm_90", "M128 N128 K64 w8 s4", "key")
+ROW = Row("kernel", "linear large bf16 4096", "sm_90", "bf16", "M128 N128 K64 w8 s4", "key")
 
 
 @pytest.mark.parametrize(
@@ -82,9 +113,9 @@ ROW = Row("kernel", "linear large bf16 4096", "sm_90", "M128 N128 K64 w8 s4", "k
         ({"spills": 1}, "1 registers spilled"),
         ({"stack": 16}, "16 bytes of stack"),
         ({"local": 3}, "3 accesses to local memory"),
-        ({"shared": (227 << 10) + 1}, "232449 bytes of shared memory, of 232448"),
+        ({"shared_bytes": (227 << 10) + 1}, "232449 bytes of shared memory, of 232448"),
         ({"registers": 129}, "1 programs fit a unit, not 2"),
-        ({"shared": 114 << 10}, "1 programs fit a unit, not 2"),
+        ({"shared_bytes": 114 << 10}, "1 programs fit a unit, not 2"),
         ({"threads": 1024, "registers": 64}, "1 programs fit a unit, not 2"),
         ({"matrix_opcodes": ("HMMA.16816.F32.BF16",)}, "no matrix instruction HGMMA"),
         ({"matrix_opcodes": ()}, "no matrix instruction HGMMA"),
@@ -109,7 +140,7 @@ def test_a_broken_promise_is_noticed(wrong: dict, sentence: str) -> None:
 def test_matrix_instructions_are_of_the_right_generation(architecture: str, opcode: str) -> None:
     row = dataclasses.replace(ROW, target=architecture)
     others = {"HMMA.1", "HGMMA.6", "UTCHMMA", "v_mfma_f32"} - {opcode}
-    small = dataclasses.replace(GOOD, shared=1024)
+    small = dataclasses.replace(GOOD, shared_bytes=1024)
     assert broken(row, dataclasses.replace(small, matrix_opcodes=(opcode,)), Promise()) == []
     for other in others:
         assert broken(row, dataclasses.replace(small, matrix_opcodes=(other,)), Promise()) != []
@@ -118,11 +149,12 @@ def test_matrix_instructions_are_of_the_right_generation(architecture: str, opco
     assert (narrow == []) == architecture.startswith("sm_")
 
 
-def test_without_alignment_nothing_arrives_by_16_bytes(compiled: Compiled) -> None:
+def test_without_alignment_nothing_arrives_by_16_bytes(request: pytest.FixtureRequest) -> None:
     """Rows that start anywhere show that the counts of 16-byte accesses are read, not assumed."""
     plain = [row for row in ROWS if not row.divisible]
-    described = {row.kernel for row in ROWS if rows.launch_of(row).takes_descriptors}
-    assert {row.kernel for row in plain} == {row.kernel for row in ROWS} - described
+    missing = {row.kernel for row in ROWS} - {row.kernel for row in plain}
+    for row in (row for row in ROWS if row.kernel in missing):
+        assert rows.launch_of(row).takes_descriptors, row.name
     for row in plain:
-        facts = compiled[row].result()
+        facts = facts_of(row, request)
         assert facts.async_copies_16 == facts.loads_16 == 0, row.name

@@ -8,6 +8,7 @@ derive from the same arguments on a GPU. What is compiled is what would run.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,13 @@ class Launch:
     @property
     def takes_descriptors(self) -> bool:
         return any(str(type_).startswith("tensordesc") for type_ in self.source.signature.values())
+
+    def element(self) -> str:
+        """The element type of its first tensor: "bf16"."""
+        types = " ".join(str(type_) for type_ in self.source.signature.values())
+        found = re.search(r"\*k?(\w+)|tensordesc<(\w+)", types)
+        assert found, types
+        return found[1] or found[2]
 
     def constants(self) -> dict[str, Any]:
         """The compile-time arguments of the kernel, by name."""
@@ -129,3 +137,22 @@ def prepare(
             for path, pairs in attributes.items()
         }
     return Launch(ASTSource(kernel, signature, constants, attributes), parsed.__dict__, gpu)
+
+
+def compilers() -> str:
+    """Triton's version, and those of what it hands its code to."""
+    versions: dict[str, list[str]] = {}
+    for name, gpu in GPUS.items():
+        versions.setdefault(_assembler(gpu), []).append(name)
+    assemblers = (f"{version} ({', '.join(names)})" for version, names in versions.items())
+    return f"Triton {triton.__version__}, with {', '.join(assemblers)}"
+
+
+def _assembler(gpu: GPUTarget) -> str:
+    found = make_backend(gpu).hash()
+    if gpu.backend == "hip":
+        revision = re.search(r"-([0-9a-f]{12})", found)
+        return f"LLVM {revision[1]}" if revision else "LLVM"
+    release = re.search(r"\bV(\d[\d.]+)", found)
+    assert release, found
+    return f"ptxas {release[1]}"

@@ -21,7 +21,7 @@ class Facts:
         registers: of one thread.
         spills: registers spilled (AMD), or stores of registers to local memory (NVIDIA).
         stack: bytes of one thread.
-        shared: bytes of shared memory of one program.
+        shared_bytes: of shared memory, of one program.
         matrix_instructions: on tensor or matrix cores.
         matrix_opcodes: the different ones among them.
         async_copies: instructions that copy from global to shared memory and pass no register.
@@ -35,22 +35,22 @@ class Facts:
         instructions: all.
     """
 
-    threads: int
-    registers: int
-    spills: int
-    stack: int
-    shared: int
-    matrix_instructions: int
-    matrix_opcodes: tuple[str, ...]
-    async_copies: int
-    async_copies_16: int
-    loads: int
-    loads_16: int
-    local: int
-    barriers: int
-    exp2: int
-    wide_products: int
-    instructions: int
+    threads: int = 0
+    registers: int = 0
+    spills: int = 0
+    stack: int = 0
+    shared_bytes: int = 0
+    matrix_instructions: int = 0
+    matrix_opcodes: tuple[str, ...] = ()
+    async_copies: int = 0
+    async_copies_16: int = 0
+    loads: int = 0
+    loads_16: int = 0
+    local: int = 0
+    barriers: int = 0
+    exp2: int = 0
+    wide_products: int = 0
+    instructions: int = 0
 
 
 def read(compiled: Any) -> Facts:
@@ -58,7 +58,7 @@ def read(compiled: Any) -> Facts:
     of_target = _read_amd if "amdgcn" in compiled.asm else _read_nvidia
     return Facts(
         threads=compiled.metadata.num_warps * compiled.metadata.warp_size,
-        shared=compiled.metadata.shared,
+        shared_bytes=compiled.metadata.shared,
         wide_products=len(re.findall(r"arith\.muli .*i64", compiled.asm["ttir"])),
         **of_target(compiled),
     )
@@ -92,7 +92,7 @@ def _read_nvidia(compiled: Any) -> dict[str, Any]:
     }
 
 
-SASS_OPCODE = r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)"
+SASS_OPCODE = r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)"
 
 
 def count_sass(opcodes: Opcodes) -> dict[str, Any]:

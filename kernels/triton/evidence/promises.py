@@ -47,7 +47,7 @@ class Unit:
         registers = -(-max(facts.registers, 1) // self.granule) * self.granule
         return min(
             self.registers // (registers * facts.threads),
-            self.shared // max(facts.shared + self.reserved, 1),
+            self.shared // max(facts.shared_bytes + self.reserved, 1),
             self.threads // facts.threads,
         )
 
@@ -74,7 +74,7 @@ def broken(row: Row, facts: Facts, promise: Promise) -> list[str]:
 
 def _asked(row: Row, facts: Facts, promise: Promise) -> Iterator[tuple[str, bool]]:
     limit = ARCHITECTURES[row.target].shared
-    yield f"{facts.shared} bytes of shared memory, of {limit}", facts.shared <= limit
+    yield f"{facts.shared_bytes} bytes of shared memory, of {limit}", facts.shared_bytes <= limit
     resident, due = UNITS[row.target].programs(facts), promise.resident if row.aligned else 1
     yield f"{resident} programs fit a unit, not {due}", resident >= due
     if promise.products:

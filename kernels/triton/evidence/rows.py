@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-from collections.abc import Collection
-from concurrent.futures import ProcessPoolExecutor
+import os
+from collections.abc import Collection, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 
 import triton
@@ -19,6 +20,7 @@ from .machine_code import Facts, read
 class Row:
     """One kernel as one case launches it on one target.
 
+    `element` is the type of its first tensor, `tile` the extents, warps and stages of the kernel;
     `key` stands for all that decides its machine code. Not `divisible`: the compiler was told of no
     pointer and no stride that it is a multiple of 16.
     """
@@ -26,6 +28,7 @@ class Row:
     kernel: str
     case: str
     target: str
+    element: str
     tile: str
     key: str
     divisible: bool = True
@@ -65,18 +68,26 @@ def of_target(target: str) -> tuple[Row, ...]:
         )
         row = _row(launch, name, target, divisible=False)
         found.setdefault((kernel, row.key), row)
-    return tuple(sorted(found.values(), key=lambda row: (row.kernel, row.target)))
+    return tuple(found.values())
 
 
 def _row(launch: Launch, case: str, target: str, divisible: bool = True) -> Row:
-    return Row(launch.kernel, case, target, launch.tile(), launch.key(), divisible)
+    element, tile, key = launch.element(), launch.tile(), launch.key()
+    return Row(launch.kernel, case, target, element, tile, key, divisible)
 
 
 def all_rows(
-    targets: Collection[str] = tuple(GPUS), kernels: Collection[str] | None = None
+    targets: Collection[str] = tuple(GPUS), names: Collection[str] | None = None
 ) -> list[Row]:
+    """Those of the named kernels, all by default; a kernel's are together."""
     rows = [row for target in targets for row in of_target(target)]
-    return [row for row in rows if kernels is None or row.kernel in kernels]
+    rows.sort(key=lambda row: (row.kernel, not row.divisible))
+    return [row for row in rows if names is None or row.kernel in names]
+
+
+def kernels() -> list[str]:
+    """The names of all kernels."""
+    return sorted({row.kernel for row in all_rows()})
 
 
 def launch_of(row: Row) -> Launch:
@@ -90,6 +101,28 @@ def compile_row(row: Row, fresh: bool = False) -> Facts:
         if fresh:
             triton.knobs.compilation.always_compile = True
         return read(launch_of(row).compile())
+
+
+def compile_all(
+    rows: Collection[Row], fresh: bool = False, processes: int | None = None
+) -> Iterator[tuple[Row, Facts]]:
+    """Compiles rows in parallel processes, and yields each as it is done.
+
+    Raises RuntimeError, naming the row, if one does not compile.
+    """
+    if not rows:
+        return
+    with workers(min(processes or os.cpu_count() or 1, len(rows))) as pool:
+        started = {pool.submit(compile_row, row, fresh): row for row in rows}
+        try:
+            for done in as_completed(started):
+                row = started[done]
+                try:
+                    yield row, done.result()
+                except triton.CompilationError as error:
+                    raise RuntimeError(f"lanewise: {row.name} does not compile: {error}") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def workers(processes: int) -> ProcessPoolExecutor:

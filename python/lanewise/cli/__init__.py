@@ -1,4 +1,4 @@
-"""The commands: ``python -m lanewise info | demo | generate | classify | explain | tune``."""
+"""The commands: ``python -m lanewise info | demo | generate | classify | explain | tune | …``."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_classify(commands)
     _add_explain(commands)
     _add_tune(commands)
+    _add_gpu_report(commands)
     return parser
 
 
@@ -121,6 +122,22 @@ def _add_tune(commands: Any) -> None:
         "--output", help="the file to keep them in (default: where they are looked for)"
     )
     tune.set_defaults(run=_tune)
+
+
+def _add_gpu_report(commands: Any) -> None:
+    report = commands.add_parser(
+        "gpu-report", help="what the compilers make of the GPU kernels; needs no GPU"
+    )
+    report.add_argument("--target", nargs="+", metavar="NAME", help="sm_90, gfx942, … (all)")
+    report.add_argument("--kernel", nargs="+", metavar="NAME", help="these kernels only (all)")
+    report.add_argument("--json", action="store_true", help="one row a configuration, as JSON")
+    report.add_argument(
+        "--fresh", action="store_true", help="compile again what docs/gpu-evidence.json has"
+    )
+    report.add_argument(
+        "--write", action="store_true", help="renew docs/gpu-evidence.{json,md} of this checkout"
+    )
+    report.set_defaults(run=_gpu_report)
 
 
 def _add_computing(command: argparse.ArgumentParser) -> None:
@@ -213,6 +230,20 @@ def _tune(options: argparse.Namespace) -> int:
     from lanewise.cli import tune
 
     return tune.run(options.device, options.table, options.output)
+
+
+def _gpu_report(options: argparse.Namespace) -> int:
+    require("rich", "gpu-report")
+    require("triton", "gpu-report", "lanewise[gpu]")
+    from lanewise.cli import gpu_report
+
+    return gpu_report.run(
+        options.target,
+        options.kernel,
+        as_json=options.json,
+        fresh=options.fresh,
+        write=options.write,
+    )
 
 
 def _dtype(options: argparse.Namespace) -> torch.dtype | None:

@@ -1,0 +1,121 @@
+"""``python -m lanewise gpu-report``: what the compilers make of the GPU kernels, without a GPU."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Sequence
+
+import triton
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from lanewise.kernels.evidence import catalogue, page, record, rows
+from lanewise.kernels.evidence.compile import GPUS
+from lanewise.kernels.evidence.machine_code import Facts
+from lanewise.kernels.evidence.promises import broken
+from lanewise.kernels.evidence.rows import Row
+
+Found = dict[Row, Facts]
+
+WIDTH = 120
+SHOWN = {  # the page's columns that fit a terminal, and their titles there
+    "GPU": "GPU",
+    "configuration": "configuration",
+    "tile": "tile",
+    "registers": "regs",
+    "spills": "spills",
+    "shared, KB": "KB",
+    "copies": "copies",
+    "loads": "loads",
+    "model, not measured: bound": "model: bound",
+    "model: ceiling": "ceiling",
+}
+
+
+def run(
+    targets: Sequence[str] | None,
+    kernels: Sequence[str] | None,
+    *,
+    as_json: bool,
+    fresh: bool,
+    write: bool,
+) -> int:
+    """Prints one row of each kernel, configuration and target; returns 1 if a promise is broken.
+
+    What docs/gpu-evidence.json knows is not compiled again, unless ``fresh``. ``write`` renews that
+    file and the page made of it.
+    """
+    if triton.knobs.runtime.interpret:
+        raise ValueError("lanewise.gpu-report: TRITON_INTERPRET must not be set: kernels compile")
+    if write and not record.DOCS.is_dir():
+        raise ValueError(f"lanewise.gpu-report: --write must run in a checkout, not {record.DOCS}")
+    _check("target", targets, list(GPUS))
+    _check("kernel", kernels, rows.kernels())
+    chosen = rows.all_rows(targets or list(GPUS), kernels)
+    recorded = record.load()
+    facts = _facts(chosen, {} if fresh else record.known(chosen, recorded))
+    if write:
+        _write({**record.known(rows.all_rows(), recorded), **facts})
+    if as_json:
+        sys.stdout.write(record.dump(facts))
+    elif not write:
+        _print(facts)
+    return _complain(facts)
+
+
+def _check(what: str, names: Sequence[str] | None, allowed: Collection[str]) -> None:
+    for name in names or ():
+        if name not in allowed:
+            raise ValueError(
+                f"lanewise.gpu-report: {what} must be one of {', '.join(allowed)}, got '{name}'"
+            )
+
+
+def _facts(chosen: Sequence[Row], known: Found) -> Found:
+    """Of every row, in the given order; what is not known is compiled."""
+    missing = [row for row in chosen if row not in known]
+    found = dict(known)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("", total=len(missing))
+        for row, facts in rows.compile_all(missing, fresh=True):
+            found[row] = facts
+            progress.update(bar, advance=1, description=row.name)
+    return {row: found[row] for row in chosen}
+
+
+def _write(facts: Found) -> None:
+    every = rows.all_rows()
+    kept = {row: facts[row] for row in every if row in facts}
+    record.PATH.write_text(record.dump(kept))
+    page.PATH.write_text(page.render(kept))
+    err = Console(stderr=True)
+    err.print(f"wrote {len(kept)} rows to {record.PATH} and {page.PATH}", soft_wrap=True)
+    if len(kept) < len(every):
+        err.print(f"{len(every) - len(kept)} rows of other kernels or targets are out of date")
+
+
+def _print(facts: Found) -> None:
+    console = Console()
+    console = Console(width=max(console.width, WIDTH))  # a pipe says 80
+    console.print(f"GPU speed: not measured. {page.compilers()}.", highlight=False)
+    for kernel in sorted({row.kernel for row in facts}):
+        table = Table(title=kernel, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for name, title in SHOWN.items():
+            number = name in page.NUMBERS
+            table.add_column(title, justify="right" if number else "left", no_wrap=True)
+        for row, found in facts.items():
+            if row.kernel == kernel:
+                texts = dict(zip(page.COLUMNS, page.cells(row, found), strict=True))
+                table.add_row(*(texts[name] for name in SHOWN))
+        console.print(table)
+
+
+def _complain(facts: Found) -> int:
+    promises = catalogue.promises()
+    wrong = {row: broken(row, found, promises[row.kernel]) for row, found in facts.items()}
+    for row, sentences in wrong.items():
+        for sentence in sentences:
+            print(f"{row.name}: {sentence}", file=sys.stderr)
+    return 1 if any(wrong.values()) else 0
