@@ -393,13 +393,27 @@ def test_write_renews_the_record_and_the_page(
     compilers: Stub, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["gpu-report", "--target", "sm_90", "--write"])
-    assert "rows of other kernels or targets are out of date" in capsys.readouterr().err
+    assert "rows are still out of date" in capsys.readouterr().err
     main(["gpu-report", "--write"])
     assert "out of date" not in capsys.readouterr().err
     assert [entry["key"] for entry in json.loads(record.PATH.read_text())] == [
         row.key for row in rows.all_rows()
     ]
     assert page.PATH.read_text() == page.render(record.known(rows.all_rows(), record.load()))
+
+
+def test_what_was_compiled_before_an_interruption_is_kept(
+    compilers: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(missing: list[Row], fresh: bool) -> Any:
+        yield missing[0], GOOD
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rows, "compile_all", interrupted)
+    assert main(["gpu-report", "--write"]) == 130
+    assert [entry["key"] for entry in json.loads(record.PATH.read_text())] == [
+        rows.all_rows()[0].key
+    ]
 
 
 def test_a_broken_promise_is_printed(compilers: Stub, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,9 +55,13 @@ def run(
     _check("kernel", kernels, rows.kernels())
     chosen = rows.all_rows(targets or list(GPUS), kernels)
     recorded = record.load()
-    facts = _facts(chosen, {} if fresh else record.known(chosen, recorded))
-    if write:
-        _write({**record.known(rows.all_rows(), recorded), **facts})
+    facts = {} if fresh else record.known(chosen, recorded)
+    try:
+        _compile([row for row in chosen if row not in facts], facts)
+    finally:  # Ctrl-C loses nothing
+        if write:
+            _write({**record.known(rows.all_rows(), recorded), **facts})
+    facts = {row: facts[row] for row in chosen}
     if as_json:
         sys.stdout.write(record.dump(facts))
     elif not write:
@@ -73,16 +77,13 @@ def _check(what: str, names: Sequence[str] | None, allowed: Collection[str]) -> 
             )
 
 
-def _facts(chosen: Sequence[Row], known: Found) -> Found:
-    """Of every row, in the given order; what is not known is compiled."""
-    missing = [row for row in chosen if row not in known]
-    found = dict(known)
+def _compile(missing: Sequence[Row], facts: Found) -> None:
+    """Adds the facts of the missing rows as they come."""
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("", total=len(missing))
-        for row, facts in rows.compile_all(missing, fresh=True):
-            found[row] = facts
+        for row, found in rows.compile_all(missing, fresh=True):
+            facts[row] = found
             progress.update(bar, advance=1, description=row.name)
-    return {row: found[row] for row in chosen}
 
 
 def _write(facts: Found) -> None:
@@ -93,7 +94,7 @@ def _write(facts: Found) -> None:
     err = Console(stderr=True)
     err.print(f"wrote {len(kept)} rows to {record.PATH} and {page.PATH}", soft_wrap=True)
     if len(kept) < len(every):
-        err.print(f"{len(every) - len(kept)} rows of other kernels or targets are out of date")
+        err.print(f"{len(every) - len(kept)} rows are still out of date")
 
 
 def _print(facts: Found) -> None:
