@@ -66,6 +66,17 @@ class Limits:
                 rates[threads] = max(rates[threads], rate)
         return rates[self.threads] / rates[1]
 
+    def levels(self) -> dict[str, float]:
+        """Bytes per second out of each level of memory, by half of what it holds."""
+        caches = _host.cache_sizes()
+        own = {level: self.threads * caches[level] // 2 for level in ("l1", "l2")}
+        sizes = {**own, "l3": caches["l3"] // 2, "memory": LARGEST}
+        return {
+            level: 1e9 * _host.read_bandwidth(self.target, self.threads, size, PROBE_SECONDS)
+            for level, size in sizes.items()
+            if size
+        }
+
     def facts(self) -> list[tuple[str, str]]:
         """The limits, and how much the machine moved under the run."""
         best, middle, least = (
@@ -83,6 +94,10 @@ class Limits:
                 f"(median {middle}, least {least})",
             ),
             ("reading", reading),
+            (
+                "levels",
+                ", ".join(f"{name} {rate / 1e9:.0f} GB/s" for name, rate in self.levels().items()),
+            ),
         ]
 
 

@@ -39,12 +39,13 @@ void read_probe(const ReadProbe& p) {
   parallel(p.threads, [&](int thread, int threads) {
     constexpr int64_t kStep = kReadChains * kLanes;
     const int64_t steps = p.count / kStep;
-    const float* x = p.x + steps * thread / threads * kStep;
+    const float* begin = p.x + steps * thread / threads * kStep;
     const float* end = p.x + steps * (thread + 1) / threads * kStep;
     f32v chain[kReadChains] = {};
-    for (; x < end; x += kStep)
+    for (int64_t round = 0; round < p.rounds; ++round)
+      for (const float* x = begin; x < end; x += kStep)
 #pragma GCC unroll 8
-      for (int c = 0; c < kReadChains; ++c) chain[c] = chain[c] + load(x + c * kLanes);
+        for (int c = 0; c < kReadChains; ++c) chain[c] = chain[c] + load(x + c * kLanes);
     f32v total = chain[0];
     for (int c = 1; c < kReadChains; ++c) total = total + chain[c];
     p.sink[thread] = sum(total);

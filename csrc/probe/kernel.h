@@ -15,10 +15,10 @@ struct FmaProbe {
   int threads;
 };
 
-// Reads x once, each thread a contiguous piece.
+// Reads x `rounds` times, each thread a contiguous piece.
 struct ReadProbe {
   const float* x;
-  int64_t count;
+  int64_t count, rounds;
   float* sink;  // [threads]
   int threads;
 };
