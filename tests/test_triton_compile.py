@@ -79,7 +79,7 @@ def test_every_row_of_every_table_is_compiled(name: str) -> None:
     shipped = {
         (table.name, name, problem)
         for table in TABLES.values()
-        for problem in {**table.rows[architecture.tiles], **table.rows.get(name, {})}
+        for problem in {**table.rows.get(architecture.tiles, {}), **table.rows.get(name, {})}
     }
     assert shipped - set(used) == set()
 
@@ -131,6 +131,13 @@ def test_a_broken_promise_is_noticed(wrong: dict, sentence: str) -> None:
     assert broken(ROW, GOOD, Promise(resident=2)) == []
     found = broken(ROW, dataclasses.replace(GOOD, **wrong), Promise(resident=2))
     assert sentence in " ".join(found)
+
+
+def test_warps_that_do_not_specialize_are_noticed() -> None:
+    promise = Promise(specialized=("sm_90",))
+    assert broken(ROW, dataclasses.replace(GOOD, threads=384), promise) == []
+    assert broken(ROW, GOOD, promise) == ["256 threads: warps do not specialize"]
+    assert broken(ROW, GOOD, Promise(specialized=("sm_100",))) == []
 
 
 @pytest.mark.parametrize(

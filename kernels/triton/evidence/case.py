@@ -37,6 +37,8 @@ class Promise:
         resident: how many programs must fit one unit at once.
         vectors: aligned global memory is read 16 bytes at a time.
         wide: offsets between tiles are multiplied in 64 bits.
+        specialized: targets on which warps take different parts: programs there have more of them
+            than their tile says.
         rows: the extents of the tile that are rows of a product; where all are 64 or more, the
             instructions for groups of warps are due.
         barriers: at most so many barrier instructions, of prologue, every loop and epilogue.
@@ -47,6 +49,7 @@ class Promise:
     resident: int = 1
     vectors: bool = True
     wide: bool = True
+    specialized: tuple[str, ...] = ()
     rows: tuple[str, ...] = ("M",)
     barriers: int = 128
 

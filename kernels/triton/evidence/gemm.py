@@ -13,7 +13,7 @@ from .case import TYPES, Case, Promise, empty
 PROMISES = {
     "tiled_product": Promise(),
     # Tensor descriptors hold the offsets of operands and output.
-    "persistent_product": Promise(wide=False),
+    "persistent_product": Promise(wide=False, specialized=("sm_100",)),
     "sum_of_chunks": Promise(products=False),
 }
 

@@ -21,7 +21,7 @@ MATRIX = {
     "gfx942": "v_mfma",
     "gfx950": "v_mfma",
 }
-GROUP_ROWS, GROUP_THREADS = 64, 128
+WARP, GROUP_ROWS, GROUP_THREADS = 32, 64, 128
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,10 @@ def _asked(row: Row, facts: Facts, promise: Promise) -> Iterator[tuple[str, bool
         pattern = _generation(row, facts, promise)
         found = any(re.match(pattern, opcode) for opcode in facts.matrix_opcodes)
         yield f"no matrix instruction {pattern}, only {facts.matrix_opcodes}", found
+    if row.target in promise.specialized:
+        warps = int(re.findall(r"\bw(\d+)\b", row.tile)[0])
+        more = facts.threads > warps * WARP
+        yield f"{facts.threads} threads: warps do not specialize", more
     if promise.wide:
         yield "no offset is multiplied in 64 bits", facts.wide_products > 0
     if not row.aligned:

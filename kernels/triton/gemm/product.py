@@ -87,7 +87,9 @@ def product(
     right = Operand(b, outer_b, inner_b, b.stride(-1), b.stride(-2))
 
     architecture = target.of(a.device)
-    boxes = inner == batches and a.element_size() == 2 and _boxes(left, right, out)
+    # Tensor descriptors take three dimensions here, and coordinates of 32 bits.
+    boxes = inner == batches and max(rows, columns, depth, batches) < MOST_32_BITS
+    boxes = boxes and a.element_size() == 2 and _boxes(left, right, out)
     problem = Problem(rows, columns, depth, batches, a.element_size(), boxes)
     choice = problem.choose(architecture)
     whole = Epilogue(out, bias, residual, activation)
@@ -145,6 +147,7 @@ def _tiled(
         block_m * a.across + block_k * a.along,
         tile.n * b.across + block_k * b.along,
         block_m * max(problem.columns, epilogue.stride) + tile.n,
+        choice.chunks * choice.chunk * block_k,
     )
     target.launch(
         tiled_product,

@@ -47,8 +47,9 @@ def tiled_product(
     i_out = (pid // (blocks_m * blocks_n)).to(tl.int64)
     i_batch = i_out % batches
     first_m, first_n = i_m * BLOCK_M, i_n * BLOCK_N
-    first_k = (i_out // batches).to(tl.int32) * chunk * BLOCK_K
-    end_k = tl.minimum(len_k, first_k + chunk * BLOCK_K)
+    i_chunk = i_out // batches if WIDE else (i_out // batches).to(tl.int32)
+    first_k = i_chunk * chunk * BLOCK_K
+    end_k = tl.minimum(len_k, (i_chunk + 1) * chunk * BLOCK_K)
 
     p_a += i_batch // inner * stride_ao + i_batch % inner * stride_ai
     p_b += i_batch // inner * stride_bo + i_batch % inner * stride_bi
