@@ -162,6 +162,13 @@ def test_split_sums(monkeypatch: pytest.MonkeyPatch, kind: str, units: int) -> N
     check_matmul(many, laid((2, 400, 72), torch.bfloat16, "n", 6))
 
 
+def test_no_depth_is_no_box() -> None:
+    a, b = torch.empty(4096, 0, dtype=torch.bfloat16), torch.empty(0, 8192, dtype=torch.bfloat16)
+    assert Problem(4096, 8192, 0, 1, 2, False).choose(target.ARCHITECTURES["sm_90"]).chunks == 1
+    assert not matmul(a[:200], b[:, :64]).any()
+    assert not linear(a[:200], b[:, :64].mT.contiguous()).any()
+
+
 def test_what_is_split_fills_the_units_and_no_more() -> None:
     h100 = target.ARCHITECTURES["sm_90"]
 
@@ -243,6 +250,10 @@ def test_rows_further_apart_than_32_bits() -> None:
     x.copy_(randn((1, 40), torch.bfloat16))
     weight = randn((5, 40), torch.bfloat16, 1)
     assert torch.equal(linear(x, weight), linear(x.contiguous(), weight))
+    x = torch.empty(40 * apart, dtype=torch.bfloat16).as_strided((8, 40), (1, apart))
+    x.copy_(randn((8, 40), torch.bfloat16))  # columns, each read in one access
+    assert torch.equal(matmul(x, weight.mT), matmul(x.contiguous(), weight.mT))
+    assert torch.equal(matmul(weight, x.mT), matmul(weight, x.mT.contiguous()))
 
 
 @pytest.mark.parametrize(

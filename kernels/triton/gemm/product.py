@@ -88,7 +88,7 @@ def product(
 
     architecture = target.of(a.device)
     # Tensor descriptors take three dimensions here, and coordinates of 32 bits.
-    boxes = inner == batches and max(rows, columns, depth, batches) < MOST_32_BITS
+    boxes = depth > 0 and inner == batches and max(rows, columns, depth, batches) < MOST_32_BITS
     boxes = boxes and a.element_size() == 2 and _boxes(left, right, out)
     problem = Problem(rows, columns, depth, batches, a.element_size(), boxes)
     choice = problem.choose(architecture)
@@ -243,11 +243,11 @@ def _descriptor(
     x: Operand, batches: int, extent: int, depth: int, block: int, block_k: int
 ) -> TensorDescriptor:
     """Of [batches, extent, K], or [batches, K, extent] where K is not contiguous."""
-    batch_stride = x.inner or BOX_ALIGNMENT  # of a single matrix no stride is used
     if x.along == 1:
         shape, stride, blocks = (extent, depth), x.across, (block, block_k)
     else:
         shape, stride, blocks = (depth, extent), x.along, (block_k, block)
+    batch_stride = x.inner or shape[0] * stride  # of a single matrix it leads nowhere
     return TensorDescriptor(x.tensor, [batches, *shape], [batch_stride, stride, 1], [1, *blocks])
 
 
