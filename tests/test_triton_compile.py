@@ -140,6 +140,17 @@ def test_warps_that_do_not_specialize_are_noticed() -> None:
     assert broken(ROW, GOOD, Promise(specialized=("sm_100",))) == []
 
 
+def test_tensor_memory_holds_the_programs() -> None:
+    row = dataclasses.replace(ROW, target="sm_100")
+    facts = dataclasses.replace(GOOD, matrix_opcodes=("UTCHMMA",), tensor_columns=256)
+    assert broken(row, facts, Promise(resident=2)) == []
+    full = dataclasses.replace(facts, tensor_columns=257)
+    assert "1 programs fit a unit, not 2" in broken(row, full, Promise(resident=2))
+    assert "0 programs fit a unit, not 1" in broken(
+        row, dataclasses.replace(facts, tensor_columns=513), Promise()
+    )
+
+
 @pytest.mark.parametrize(
     ("architecture", "opcode"),
     [("sm_80", "HMMA.1"), ("sm_90", "HGMMA.6"), ("sm_100", "UTCHMMA"), ("gfx942", "v_mfma_f32")],

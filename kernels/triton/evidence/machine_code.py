@@ -22,6 +22,7 @@ class Facts:
         spills: registers spilled (AMD), or stores of registers to local memory (NVIDIA).
         stack: bytes of one thread.
         shared_bytes: of shared memory, of one program.
+        tensor_columns: of tensor memory (Blackwell), of one program.
         matrix_instructions: on tensor or matrix cores.
         matrix_opcodes: the different ones among them.
         async_copies: instructions that copy from global to shared memory and pass no register.
@@ -40,6 +41,7 @@ class Facts:
     spills: int = 0
     stack: int = 0
     shared_bytes: int = 0
+    tensor_columns: int = 0
     matrix_instructions: int = 0
     matrix_opcodes: tuple[str, ...] = ()
     async_copies: int = 0
@@ -59,6 +61,7 @@ def read(compiled: Any) -> Facts:
     return Facts(
         threads=compiled.metadata.num_warps * compiled.metadata.warp_size,
         shared_bytes=compiled.metadata.shared,
+        tensor_columns=getattr(compiled.metadata, "tmem_size", 0) or 0,
         wide_products=len(re.findall(r"arith\.muli .*i64", compiled.asm["ttir"])),
         **of_target(compiled),
     )

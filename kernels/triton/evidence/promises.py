@@ -34,6 +34,7 @@ class Unit:
         shared: bytes of shared memory.
         reserved: bytes of it that the system takes per program.
         threads: that may reside.
+        tensor_columns: of tensor memory; a program has 32 or twice, four times, … as many.
     """
 
     registers: int
@@ -41,11 +42,14 @@ class Unit:
     shared: int
     reserved: int
     threads: int
+    tensor_columns: int = 0
 
     def programs(self, facts: Facts) -> int:
         """How many programs fit at once."""
+        columns = max(32, 1 << (facts.tensor_columns - 1).bit_length())
         registers = -(-max(facts.registers, 1) // self.granule) * self.granule
         return min(
+            self.tensor_columns // columns if facts.tensor_columns else self.threads,
             self.registers // (registers * facts.threads),
             self.shared // max(facts.shared_bytes + self.reserved, 1),
             self.threads // facts.threads,
@@ -57,7 +61,7 @@ class Unit:
 UNITS = {
     "sm_80": Unit(65536, 8, 164 << 10, 1024, 2048),
     "sm_90": Unit(65536, 8, 228 << 10, 1024, 2048),
-    "sm_100": Unit(65536, 8, 228 << 10, 1024, 2048),
+    "sm_100": Unit(65536, 8, 228 << 10, 1024, 2048, 512),
     "gfx942": Unit(4 * 512 * 64, 8, 64 << 10, 0, 2048),
     "gfx950": Unit(4 * 512 * 64, 8, 160 << 10, 0, 2048),
 }
