@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton")
 if triton.knobs.runtime.interpret:
     pytest.skip("compiles for real: not under TRITON_INTERPRET", allow_module_level=True)
 
 from lanewise.cli import gpu_report, main  # noqa: E402
+from lanewise.explain import limits  # noqa: E402
+from lanewise.kernels.evidence import compile as compiler  # noqa: E402
 from lanewise.kernels.evidence import page, record, rows  # noqa: E402
 from lanewise.kernels.evidence.case import Promise  # noqa: E402
 from lanewise.kernels.evidence.machine_code import (  # noqa: E402
@@ -100,6 +103,13 @@ def f(x):
         key_of(source.format(value=value, sign=sign), tmp_path) for value in (1, 2) for sign in "+-"
     }
     assert len(keys) == 4
+
+
+def test_a_key_changes_with_how_machine_code_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    (row, *_) = rows.of_target("sm_90")
+    monkeypatch.setattr(compiler, "module_hash", lambda module: "another")
+    with pytest.raises(StopIteration):
+        rows.launch_of(row)
 
 
 def test_keys_are_the_same_in_another_process_and_place(tmp_path: Path) -> None:
@@ -247,6 +257,18 @@ def test_rates_are_the_published_ones(target: str, sixteen: float, thirty_two: f
     assert peaks.units * peaks.clock * peaks.flops32 == pytest.approx(thirty_two, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("target", "gpu"),
+    [("sm_80", "a100"), ("sm_90", "h100"), ("sm_100", "b200"), ("gfx942", "mi300x")],
+)
+def test_rates_are_those_that_explain_names(target: str, gpu: str) -> None:
+    peaks, machine = PEAKS[target], limits.GPUS[gpu]
+    assert peaks.dram == pytest.approx(machine.bandwidth, rel=0.01)
+    assert peaks.clock == pytest.approx(machine.clock, rel=0.01)
+    flops = machine.flops[torch.bfloat16]
+    assert peaks.units * peaks.clock * peaks.flops16 == pytest.approx(flops, rel=0.01)
+
+
 def test_a_step_of_a_product_by_hand() -> None:
     """128 × 128 × 64 in bfloat16 on sm_90: 2·128·128·64 = 2097152 operations, 512 clocks at 4096.
     32768 bytes arrive; two groups of 64 rows read 16384 of a and twice 16384 of b: 81920 bytes in
@@ -327,6 +349,14 @@ def test_the_interpreter_is_one_sentence(
     monkeypatch.setattr(gpu_report.triton.knobs.runtime, "interpret", True)
     assert main(["gpu-report"]) == 1
     assert "TRITON_INTERPRET must not be set" in capsys.readouterr().err
+
+
+def test_an_installed_package_has_no_page_to_renew(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(record, "DOCS", tmp_path / "docs")
+    assert main(["gpu-report", "--write"]) == 1
+    assert "--write must run in a checkout" in capsys.readouterr().err
 
 
 class Stub:

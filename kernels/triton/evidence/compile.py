@@ -19,8 +19,9 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from .. import target
+from . import machine_code
 from .case import Case
-from .source import source_hash
+from .source import module_hash, source_hash
 
 GPUS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -77,11 +78,13 @@ class Launch:
         )
 
     def key(self) -> str:
-        """A hash of all that decides the machine code: compilers, target, options, source, types,
-        constants and alignment. Equal on every machine, in every checkout."""
+        """A hash of all that decides the facts: compilers, target, options, source, types,
+        constants, alignment, and how the machine code is read. Equal on every machine, in every
+        checkout."""
         backend = make_backend(self.gpu)
         constants = sorted((path, _name(value)) for path, value in self.source.constants.items())
         parts = [
+            module_hash(machine_code),
             triton.__version__,
             backend.hash(),
             backend.parse_options(dict(self.options)).hash(),

@@ -63,7 +63,7 @@ def load(path: Path = PATH) -> Recorded:
 
 
 def known(rows: Collection[Row], recorded: Recorded) -> dict[Row, Facts]:
-    """The facts of those rows whose machine code is still what it was when it was read."""
+    """The facts of those rows for which nothing that decides them has changed."""
     return {row: to_facts(recorded[row.key]) for row in rows if row.key in recorded}
 
 

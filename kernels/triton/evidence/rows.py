@@ -21,7 +21,7 @@ class Row:
     """One kernel as one case launches it on one target.
 
     `element` is the type of its first tensor, `tile` the extents, warps and stages of the kernel;
-    `key` stands for all that decides its machine code. Not `divisible`: the compiler was told of no
+    `key` stands for all that decides its facts. Not `divisible`: the compiler was told of no
     pointer and no stride that it is a multiple of 16.
     """
 

@@ -1,10 +1,11 @@
-"""A hash of a Triton function's source that a comment, a docstring or a moved line leaves alone."""
+"""A hash of source that a comment, a docstring or a moved line leaves alone."""
 
 from __future__ import annotations
 
 import ast
 import functools
 import hashlib
+import inspect
 import io
 import tokenize
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ SILENT = {
 
 @functools.cache
 def source_hash(function: JITCallable) -> str:
-    """Of `function`, of every function that it calls and of every constant that it reads."""
+    """Of a Triton function, of every function that it calls and of every constant that it reads."""
     parts: list[str] = []
     seen: list[JITCallable] = []
 
@@ -40,11 +41,17 @@ def source_hash(function: JITCallable) -> str:
         for name, value in _references(current):
             if isinstance(value, JITCallable):
                 visit(value)
-            elif isinstance(value, tl.constexpr | int | float | str):
+            elif isinstance(value, tl.constexpr | tl.dtype | int | float | str | tuple):
                 parts.append(f"{name} = {value}")
 
     visit(function)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+@functools.cache
+def module_hash(module: ModuleType) -> str:
+    """Of a Python module's source, in the same sense."""
+    return hashlib.sha256("\n".join(_words(inspect.getsource(module))).encode()).hexdigest()
 
 
 def _words(source: str) -> Iterator[str]:

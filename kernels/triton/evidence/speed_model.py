@@ -19,7 +19,7 @@ Sources of the rates:
 - sm_90: NVIDIA H100 Tensor Core GPU Architecture whitepaper, 2022 (SXM5: 989 TFLOP/s bfloat16, 495
   TF32, 3352 GB/s). It gives no bandwidth of L2: A100's bytes a clock are assumed.
 - sm_100: NVIDIA Blackwell architecture technical brief and HGX B200 data sheet, 2024 (2250 TFLOP/s
-  bfloat16, 1125 TF32, 8000 GB/s). L2 and shared memory: A100's bytes a clock are assumed.
+  bfloat16, 1125 TF32, 7700 GB/s). L2 and shared memory: A100's bytes a clock are assumed.
 - gfx942: AMD CDNA 3 whitepaper and MI300X data sheet, 2023 (1307 TFLOP/s bfloat16, 163 float32, L2
   2048 bytes a clock and XCD, 5300 GB/s).
 - gfx950: AMD CDNA 4 whitepaper and MI355X data sheet, 2025 (2517 TFLOP/s bfloat16, 157 float32,
@@ -72,7 +72,7 @@ class Peaks:
 PEAKS = {
     "sm_80": Peaks(108, 1.41e9, 2048, 1024 / 3, 128, 5120, 2.039e12, 16),
     "sm_90": Peaks(132, 1.83e9, 4096, 2048 / 3, 128, 5120, 3.352e12, 16),
-    "sm_100": Peaks(148, 1.86e9, 8192, 4096 / 3, 128, 5120, 8.0e12, 16),
+    "sm_100": Peaks(148, 1.85e9, 8192, 4096 / 3, 128, 5120, 7.7e12, 16),
     "gfx942": Peaks(304, 2.1e9, 2048, 256, 128, 8 * 2048, 5.3e12, 16),
     "gfx950": Peaks(256, 2.4e9, 4096, 256, 128, 8 * 2048, 8.0e12, 16),
 }

@@ -57,7 +57,7 @@ def run(
     recorded = record.load()
     facts = {} if fresh else record.known(chosen, recorded)
     try:
-        _compile([row for row in chosen if row not in facts], facts)
+        _compile([row for row in chosen if row not in facts], facts, fresh)
     finally:  # Ctrl-C loses nothing
         if write:
             _write({**record.known(rows.all_rows(), recorded), **facts})
@@ -77,11 +77,11 @@ def _check(what: str, names: Sequence[str] | None, allowed: Collection[str]) -> 
             )
 
 
-def _compile(missing: Sequence[Row], facts: Found) -> None:
+def _compile(missing: Sequence[Row], facts: Found, fresh: bool) -> None:
     """Adds the facts of the missing rows as they come."""
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("", total=len(missing))
-        for row, found in rows.compile_all(missing, fresh=True):
+        for row, found in rows.compile_all(missing, fresh):
             facts[row] = found
             progress.update(bar, advance=1, description=row.name)
 
