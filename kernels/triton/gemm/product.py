@@ -8,15 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .. import target
-from ..target import Architecture, divide_up
+from ..target import Architecture, divide_up, power_of_2
 from .persistent import persistent_product
 from .split import sum_of_chunks
 from .tiled import tiled_product
-from .tiles import GROUP_M, PART_N_BYTES, SUM, Choice, PersistentTile, Problem
+from .tiles import FEW_ROWS, GROUP_M, PART_N_BYTES, SUM, Choice, PersistentTile, Problem
 
 MOST_32_BITS = 2**31
 BOX_ALIGNMENT = 16  # bytes, of all strides and of the base of a tensor descriptor
@@ -88,8 +87,14 @@ def product(
 
     architecture = target.of(a.device)
     # Tensor descriptors take three dimensions here, and coordinates of 32 bits.
-    boxes = depth > 0 and inner == batches and max(rows, columns, depth, batches) < MOST_32_BITS
-    boxes = boxes and a.element_size() == 2 and _boxes(left, right, out)
+    boxes = (
+        rows > FEW_ROWS
+        and inner == batches
+        and depth > 0
+        and max(rows, columns, depth, batches) < MOST_32_BITS
+        and a.element_size() == 2
+        and _boxes(left, right, out)
+    )
     problem = Problem(rows, columns, depth, batches, a.element_size(), boxes)
     choice = problem.choose(architecture)
     whole = Epilogue(out, bias, residual, activation)
@@ -256,7 +261,7 @@ def _sum(
 ) -> None:
     out, bias, residual, activation = epilogue
     tile = SUM.choose(architecture, "any")
-    block_m = min(tile.m, triton.next_power_of_2(rows))
+    block_m = min(tile.m, power_of_2(rows))
     target.launch(
         sum_of_chunks,
         (divide_up(rows, block_m) * divide_up(columns, tile.n),),
