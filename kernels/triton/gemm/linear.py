@@ -4,53 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import check
-from ..activation import ACTIVATIONS
+from .arguments import (
+    require_activation,
+    require_bias,
+    require_like_output,
+    require_weight,
+    require_x,
+)
 from .product import product
-
-
-def _check(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str
-) -> None:
-    op = "linear"
-    check.require_floating(op, "x", x)
-    check.require(x.dim() >= 1, op, "x must have at least 1 dimension, got shape []")
-    check.require_extents(op, "x", x)
-    check.require_device(op, "weight", weight, x.device)
-    check.require_dtype(op, "weight", weight, x.dtype)
-    check.require_rank(op, "weight", weight, 2)
-    check.require_extents(op, "weight", weight)
-    columns, depth = weight.shape
-    check.require(
-        depth == x.size(-1),
-        op,
-        f"weight has {depth} input features, which is not x's {x.size(-1)}",
-    )
-    check.require(
-        activation in ACTIVATIONS,
-        op,
-        f"activation must be one of {', '.join(ACTIVATIONS)}, got '{activation}'",
-    )
-    if bias is not None:
-        check.require_device(op, "bias", bias, x.device)
-        check.require_own_or_float(op, "bias", bias, x.dtype)
-        check.require_rank(op, "bias", bias, 1)
-        check.require(
-            bias.size(0) == columns,
-            op,
-            f"bias has {bias.size(0)} elements, which is not the {columns} output features",
-        )
-        check.require_unit_stride(op, "bias", bias)
-    if residual is not None:
-        check.require_device(op, "residual", residual, x.device)
-        check.require_own_or_float(op, "residual", residual, x.dtype)
-        shape = [*x.shape[:-1], columns]
-        check.require(
-            list(residual.shape) == shape,
-            op,
-            f"residual must have the output's shape {shape}, got {list(residual.shape)}",
-        )
-        check.require_unit_stride(op, "residual", residual)
 
 
 def linear(
@@ -75,8 +36,25 @@ def linear(
     Raises:
         RuntimeError: an argument has the wrong device, dtype, rank, shape or stride.
     """
-    _check(x, weight, bias, residual, activation)
+    require_x("linear", x)
+    require_weight("linear", "weight", weight, x)
+    return checked_linear("linear", x, weight, bias, residual, activation)
+
+
+def checked_linear(
+    op: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+) -> Tensor:
+    """`linear` in the name of `op`, which has checked x and weight."""
     columns, depth = weight.shape
+    require_activation(op, activation)
+    require_bias(op, "bias", bias, x, columns)
+    if residual is not None:
+        require_like_output(op, "residual", residual, x, columns)
     like = x if residual is None else residual
     out = like.new_empty(*x.shape[:-1], columns)
     if out.numel() == 0:

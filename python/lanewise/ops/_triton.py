@@ -18,6 +18,8 @@ from lanewise.ops import _library  # noqa: F401  the schemas must exist before t
 # op: the module of lanewise.kernels whose function of the op's name launches it
 KERNELS = {
     "attention": "attention",
+    "gated_linear": "gemm",
+    "gated_linear_for_backward": "gemm",
     "linear": "gemm",
     "matmul": "gemm",
     "rms_norm": "norm",

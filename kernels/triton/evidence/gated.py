@@ -1,0 +1,56 @@
+"""Every tile of the gated product, with both sums kept and without."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from .. import gemm
+from .case import TYPES, Case, Promise, empty
+
+PROMISES = {"gated_product": Promise()}
+
+SHAPES = {"large": (4096, 4096), "small": (256, 512), "few": (1, 4096)}  # rows and columns
+
+
+def _gated(kind: str, dtype: torch.dtype, depth: int, layout: str, device: str) -> object:
+    """`layout` is that of both weights: n has contiguous rows, t contiguous columns."""
+    rows, columns = SHAPES[kind]
+    shape = (columns, depth) if layout == "n" else (depth, columns)
+    gate, up = (empty(*shape, dtype=dtype, device=device) for _ in range(2))
+    return gemm.gated_linear_for_backward(
+        empty(rows, depth, dtype=dtype, device=device),
+        gate if layout == "n" else gate.mT,
+        up if layout == "n" else up.mT,
+        empty(columns, dtype=dtype, device=device),
+        empty(columns, dtype=dtype, device=device),
+        activation="gelu",
+    )
+
+
+def _plain(dtype: torch.dtype, device: str) -> object:
+    """As in a model that infers: no biases, nothing kept."""
+    gate, up = (empty(4096, 4096, dtype=dtype, device=device) for _ in range(2))
+    return gemm.gated_linear(empty(4096, 4096, dtype=dtype, device=device), gate, up)
+
+
+def cases() -> list[Case]:
+    rows = [(kind, name, 4096) for kind in SHAPES for name in ("bf16", "f32")]
+    rows += [("large", "f16", 4096), ("large", "bf16", 1001)]
+    kept = [
+        Case(
+            f"gated {kind} {name} {depth}",
+            functools.partial(_gated, kind, TYPES[name], depth, "n"),
+            aligned=depth % 16 == 0,
+        )
+        for kind, name, depth in rows
+    ]
+    transposed = [
+        Case(
+            f"gated {kind} {name} transposed",
+            functools.partial(_gated, kind, TYPES[name], 4096, "t"),
+        )
+        for kind, name in (("large", "bf16"), ("large", "f32"), ("small", "bf16"))
+    ]
+    return [*kept, *transposed, Case("gated plain bf16", functools.partial(_plain, TYPES["bf16"]))]
