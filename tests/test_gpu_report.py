@@ -33,7 +33,7 @@ from lanewise.kernels.evidence.machine_code import (  # noqa: E402
 )
 from lanewise.kernels.evidence.rows import Row  # noqa: E402
 from lanewise.kernels.evidence.source import source_hash  # noqa: E402
-from lanewise.kernels.evidence.speed_model import PEAKS, clocks, predict, product  # noqa: E402
+from lanewise.kernels.evidence.speed_model import PEAKS, clocks, operands, predict, product  # noqa: E402
 
 ROW = Row("kernel", "case", "sm_90", "bf16", "M128 N128 K64 w8 s4", "key")
 WGMMA = Facts(threads=256, registers=128, shared_bytes=65536, matrix_opcodes=("HGMMA.64x128x16",))
@@ -311,6 +311,43 @@ def test_a_step_of_attention_by_hand() -> None:
     assert found.clocks["tensor"] == found.clocks["exp2"] == 512
 
 
+def test_warps_of_attention_each_read_all_keys() -> None:
+    """128 queries, 64 keys, head 128 on sm_80: 2048 clocks of products; 32768 bytes arrive, and
+    eight warps of 16 rows read 16384 of keys and 16384 of values each: 294912 bytes, 2304 clocks.
+    Four warps of 32 rows would read half."""
+    row = Row("attention", "case", "sm_80", "bf16", "M128 N64 D128 DV128 w8 s3", "key")
+    eight = Facts(threads=256, registers=128, shared_bytes=65536, matrix_opcodes=("HMMA.16816",))
+    four = Facts(**{**vars(eight), "threads": 128})
+    found = [predict(row, facts, Promise()) for facts in (eight, four)]
+    assert found[0] is not None
+    assert found[1] is not None
+    assert found[0].clocks["tensor"] == found[1].clocks["tensor"] == 2048
+    assert found[0].clocks["shared"] == 2304
+    assert found[1].clocks["shared"] == 1280
+    assert (found[0].bound, found[0].ceiling) == ("shared", pytest.approx(2048 / 2304))
+
+
+def test_a_program_that_owns_keys_streams_queries() -> None:
+    row = Row("attention_backward_keys", "case", "sm_90", "bf16", "M32 N128 D64 w8 s2", "key")
+    found = predict(row, WGMMA, Promise(rows=("N",)))
+    assert found is not None
+    assert found.clocks["tensor"] == 4 * 2 * 32 * 128 * 64 / 4096
+    assert found.clocks["L2"] == pytest.approx(2 * 32 * 64 * 2 / (5120 / 132))
+
+
+def test_a_gated_product_has_twice_the_columns() -> None:
+    gated = Row("gated_product", "case", "sm_90", "bf16", "M128 N64 K64 w8 s4", "key")
+    assert predict(gated, WGMMA, Promise()) == predict(ROW, WGMMA, Promise())
+
+
+def test_the_cheapest_arrangement_of_warps_is_counted() -> None:
+    """Eight warps of mma.sync over 128 × 64: four below each other and two beside read rows twice
+    and columns four times, 512 a column of K; two by four 2·64 + 128·4 = 640, eight by one 640."""
+    eight = Facts(threads=256, matrix_opcodes=("HMMA.16816",))
+    assert operands(128, 64, 1, 1, eight) == 512
+    assert operands(64, 128, 1, 1, eight) == 512
+
+
 def test_what_only_streams_has_no_ceiling() -> None:
     found = predict(ROW, WGMMA, Promise(products=False))
     assert found is not None
@@ -444,6 +481,18 @@ def test_what_was_compiled_before_an_interruption_is_kept(
     assert [entry["key"] for entry in json.loads(record.PATH.read_text())] == [
         rows.all_rows()[0].key
     ]
+
+
+def test_a_row_that_does_not_compile_is_one_sentence(
+    compilers: Stub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(missing: list[Row], fresh: bool) -> Any:
+        yield missing[0], GOOD
+        raise RuntimeError(f"lanewise: {missing[1].name} does not compile: out of registers")
+
+    monkeypatch.setattr(rows, "compile_all", failing)
+    assert main(["gpu-report"]) == 1
+    assert capsys.readouterr().err.endswith("does not compile: out of registers\n")
 
 
 def test_a_broken_promise_is_printed(compilers: Stub, capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,9 +118,10 @@ def compile_all(
             for done in as_completed(started):
                 row = started[done]
                 try:
-                    yield row, done.result()
-                except triton.CompilationError as error:
+                    facts = done.result()
+                except Exception as error:  # of any of the compilers
                     raise RuntimeError(f"lanewise: {row.name} does not compile: {error}") from error
+                yield row, facts
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from ..gemm.tiles import GROUP_M
 from .case import Promise
 from .machine_code import Facts
-from .promises import GROUP_ROWS, UNITS, WARP_MATRIX
+from .promises import UNITS
 from .rows import Row
 
 LONG = 4096  # rows of queries of the cases of attention that are not for decoding
@@ -117,7 +117,7 @@ def predict(row: Row, facts: Facts, promise: Promise) -> Prediction | None:
     elif {"M", "N", "K"} <= extents.keys():
         step = product(row, extents, facts)
     elif {"M", "N", "D"} <= extents.keys():
-        step = attention(row, extents, facts)
+        step = attention(row, extents, facts, *promise.rows)
     else:
         return None
     return clocks(step, row.target, BYTES.get(row.element, 4))
@@ -137,8 +137,10 @@ def clocks(step: Step, target: str, itemsize: int) -> Prediction:
 
 
 def product(row: Row, extents: dict[str, int], facts: Facts) -> Step:
-    """One slice of K of a matrix product: [M, K] and [K, N] arrive and are multiplied."""
+    """One slice of K of a matrix product: [M, K] and [K, N] arrive and are multiplied; a product
+    that is gated by another has the columns of both."""
     m, n, k = (extents[name] for name in "MNK")
+    n *= COLUMNS.get(row.kernel, 1)
     itemsize = BYTES.get(row.element, 4)
     arriving: float = (m + n) * k * itemsize
     missing: float
@@ -157,40 +159,65 @@ def product(row: Row, extents: dict[str, int], facts: Facts) -> Step:
     )
 
 
-def attention(row: Row, extents: dict[str, int], facts: Facts) -> Step:
-    """One tile of N keys against M queries: scores, exponentials, and as many products again as
-    the kernel has; the backward ones compute scores anew and take two or three more."""
-    m, n, d = (extents[name] for name in "MND")
-    head = max(d, extents.get("DV", d))
+def attention(row: Row, extents: dict[str, int], facts: Facts, owned: str = "M") -> Step:
+    """One tile of N keys against the M queries that a program owns (or of queries against its keys,
+    where `owned` is N): scores, exponentials and weighted values; the gradients compute the scores
+    anew and take more products. What is owned stays in registers but where a product reads its rows
+    from shared memory."""
+    m, n = extents[owned], extents["N" if owned == "M" else "M"]
+    head = max(extents["D"], extents.get("DV", 0))
     itemsize = BYTES.get(row.element, 4)
     products = next((count for name, count in PRODUCTS.items() if name in row.kernel), 2)
     arriving = 2 * n * head * itemsize
+    rows = m * head * itemsize * (_generation(facts) in GROUPS)
     decodes = "few" in row.case.split()
     return Step(
         flops=2 * m * n * head * products,
-        shared=arriving + products * operands(m, n, head, itemsize, facts) / 2,
+        shared=arriving + rows + products * row_groups(m, facts) * n * head * itemsize,
         l2=arriving,
         dram=arriving * (1 if decodes else min(1, m / LONG)),
         exp2=m * n,
     )
 
 
-# Products of one step: scores and weighted values forward; backward also those of the gradients.
+COLUMNS = {"gated_product": 2}
+
+# Products of one step: scores and weighted values forward; the gradients of keys and values take
+# scores, their gradients and one product each, those of queries one less.
 PRODUCTS = {"backward_keys": 4, "backward_queries": 3}
+
+# Rows of one instruction, of a group of warps and of one warp.
+GROUPS = {"HGMMA": 64, "UTC": 128}
+WARPS = {"HMMA": 16, "v_mfma": 32}
+
+
+def _generation(facts: Facts) -> str:
+    names = [*GROUPS, *WARPS]
+    return next((n for n in names if any(o.startswith(n) for o in facts.matrix_opcodes)), "HMMA")
+
+
+def row_groups(m: int, facts: Facts) -> int:
+    """How often the columns of a product of m rows are read from shared memory, if all warps stand
+    one below the other, as in attention."""
+    generation = _generation(facts)
+    if generation in GROUPS:
+        return -(-m // GROUPS[generation])
+    return min(_warps(facts), -(-m // WARPS[generation]))
 
 
 def operands(m: int, n: int, k: int, itemsize: int, facts: Facts) -> float:
-    """Bytes that the matrix instructions of one product of m × k and k × n read from shared memory.
+    """Bytes that the matrix instructions of a product of m × k and k × n read from shared memory.
 
     A group of warps (Hopper, Blackwell) reads its own rows once and all columns for each 64 or 128
     rows. Instructions of one warp take operands from registers, which warps that share rows or
     columns each load: the cheapest arrangement of the warps is counted.
     """
-    if any(opcode.startswith("UTC") for opcode in facts.matrix_opcodes):
-        return (m + -(-m // (2 * GROUP_ROWS)) * n) * k * itemsize
-    if facts.matrix_opcodes and not facts.matrix_opcodes[0].startswith((WARP_MATRIX, "v_mfma")):
-        return (m + -(-m // GROUP_ROWS) * n) * k * itemsize
-    lanes = 64 if any(opcode.startswith("v_") for opcode in facts.matrix_opcodes) else 32
-    warps = max(facts.threads // lanes, 1)
+    if _generation(facts) in GROUPS:
+        return (m + row_groups(m, facts) * n) * k * itemsize
+    warps = _warps(facts)
     across = [2**i for i in range(warps.bit_length()) if warps % 2**i == 0]
     return min(m * a + n * (warps // a) for a in across) * k * itemsize
+
+
+def _warps(facts: Facts) -> int:
+    return max(facts.threads // (64 if _generation(facts) == "v_mfma" else 32), 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import triton
 from rich import box
@@ -19,6 +19,7 @@ from lanewise.kernels.evidence.rows import Row
 
 Found = dict[Row, Facts]
 
+SAVED_EVERY = 50  # rows
 WIDTH = 120
 SHOWN = {  # the page's columns that fit a terminal, and their titles there
     "GPU": "GPU",
@@ -56,11 +57,17 @@ def run(
     chosen = rows.all_rows(targets or list(GPUS), kernels)
     recorded = record.load()
     facts = {} if fresh else record.known(chosen, recorded)
+    others = record.known(rows.all_rows(), recorded)
     try:
-        _compile([row for row in chosen if row not in facts], facts, fresh)
+        for done in _compile([row for row in chosen if row not in facts], facts, fresh):
+            if write and done % SAVED_EVERY == 0:
+                _save({**others, **facts})
+    except RuntimeError as error:  # one does not compile
+        print(error, file=sys.stderr)
+        return 1
     finally:  # Ctrl-C loses nothing
         if write:
-            _write({**record.known(rows.all_rows(), recorded), **facts})
+            _report_left(_save({**others, **facts}))
     facts = {row: facts[row] for row in chosen}
     if as_json:
         sys.stdout.write(record.dump(facts))
@@ -77,24 +84,30 @@ def _check(what: str, names: Sequence[str] | None, allowed: Collection[str]) -> 
             )
 
 
-def _compile(missing: Sequence[Row], facts: Found, fresh: bool) -> None:
-    """Adds the facts of the missing rows as they come."""
+def _compile(missing: Sequence[Row], facts: Found, fresh: bool) -> Iterator[int]:
+    """Adds the facts of the missing rows as they come, and yields how many have come."""
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("", total=len(missing))
-        for row, found in rows.compile_all(missing, fresh):
+        for done, (row, found) in enumerate(rows.compile_all(missing, fresh), start=1):
             facts[row] = found
             progress.update(bar, advance=1, description=row.name)
+            yield done
 
 
-def _write(facts: Found) -> None:
+def _save(facts: Found) -> tuple[int, int]:
+    """Writes record and page; returns how many rows are in them, and how many are due."""
     every = rows.all_rows()
     kept = {row: facts[row] for row in every if row in facts}
     record.PATH.write_text(record.dump(kept))
     page.PATH.write_text(page.render(kept))
-    err = Console(stderr=True)
-    err.print(f"wrote {len(kept)} rows to {record.PATH} and {page.PATH}", soft_wrap=True)
-    if len(kept) < len(every):
-        err.print(f"{len(every) - len(kept)} rows are still out of date")
+    return len(kept), len(every)
+
+
+def _report_left(counts: tuple[int, int]) -> None:
+    kept, due = counts
+    print(f"wrote {kept} rows to {record.PATH} and {page.PATH}", file=sys.stderr)
+    if kept < due:
+        print(f"{due - kept} rows are still out of date", file=sys.stderr)
 
 
 def _print(facts: Found) -> None:
