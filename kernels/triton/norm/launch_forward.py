@@ -28,7 +28,7 @@ def rms_norm(
     Raises:
         RuntimeError: an argument has the wrong device, dtype, shape, stride or number.
     """
-    return _normed("rms_norm", x, None, weight, None, eps, weight_offset, False)[0]
+    return normalise("rms_norm", x, None, None, weight, None, eps, weight_offset, False)[0]
 
 
 def layer_norm(
@@ -38,7 +38,7 @@ def layer_norm(
 
     Arguments, result and errors as of `rms_norm`; bias is like weight, and None zero.
     """
-    return _normed("layer_norm", x, None, weight, bias, eps, 0.0, True)[0]
+    return normalise("layer_norm", x, None, None, weight, bias, eps, 0.0, True)[0]
 
 
 def add_rms_norm(
@@ -49,7 +49,7 @@ def add_rms_norm(
     weight_offset: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """`rms_norm` of the unrounded x + residual, and that sum rounded; residual is like x."""
-    y, total = _normed("add_rms_norm", x, residual, weight, None, eps, weight_offset, False)
+    y, total = normalise("add_rms_norm", x, residual, None, weight, None, eps, weight_offset, False)
     assert total is not None
     return y, total
 
@@ -62,27 +62,30 @@ def add_layer_norm(
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
     """`layer_norm` of the unrounded x + residual, and that sum rounded; residual is like x."""
-    y, total = _normed("add_layer_norm", x, residual, weight, bias, eps, 0.0, True)
+    y, total = normalise("add_layer_norm", x, residual, None, weight, bias, eps, 0.0, True)
     assert total is not None
     return y, total
 
 
-def _normed(
+def normalise(
     op: str,
     x: Tensor,
     residual: Tensor | None,
+    after: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
     weight_offset: float,
     centred: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    check_norm(op, x, {"residual": residual}, {"weight": weight, "bias": bias}, eps, weight_offset)
+    """(y, sum): norm(x + residual) + after, rounded once, and x + residual if there is one."""
+    like_x = {"residual": residual, "after": after}
+    check_norm(op, x, like_x, {"weight": weight, "bias": bias}, eps, weight_offset)
     y = x.new_empty(x.shape)
     total = None if residual is None else x.new_empty(x.shape)
     if y.numel() == 0:
         return y, total
-    where = rows_of(x, residual)
+    where = rows_of(x, residual, after)
     columns = x.size(-1)
     rows = math.prod(x.shape[:-1])
     tensors = (*where.tensors, weight, bias, y, total)

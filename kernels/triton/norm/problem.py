@@ -25,7 +25,7 @@ def check_norm(
             _check_like_x(op, name, t, x)
     for name, t in columns.items():
         if t is not None:
-            _check_columns(op, name, t, x)
+            check_columns(op, name, t, x)
     check.require_finite(op, "eps", eps)
     check.require(eps >= 0, op, f"eps must not be negative, got {eps:g}")
     check.require_finite(op, "weight_offset", weight_offset)
@@ -42,7 +42,7 @@ def _check_like_x(op: str, name: str, t: Tensor, x: Tensor) -> None:
     check.require_unit_stride(op, name, t)
 
 
-def _check_columns(op: str, name: str, t: Tensor, x: Tensor) -> None:
+def check_columns(op: str, name: str, t: Tensor, x: Tensor) -> None:
     check.require_device(op, name, t, x.device)
     check.require(
         t.dtype in (torch.float32, x.dtype),
