@@ -14,15 +14,17 @@ def require_x(op: str, x: Tensor) -> None:
     check.require_extents(op, "x", x)
 
 
-def require_weight(op: str, name: str, weight: Tensor, x: Tensor) -> None:
+def require_weight(op: str, name: str, weight: Tensor, x: Tensor, depth: int | None = None) -> None:
+    """Of a weight [out, in] of x's dtype, for rows of `depth`, which are x's own by default."""
+    depth = x.size(-1) if depth is None else depth
     check.require_device(op, name, weight, x.device)
     check.require_dtype(op, name, weight, x.dtype)
     check.require_rank(op, name, weight, 2)
     check.require_extents(op, name, weight)
     check.require(
-        weight.size(1) == x.size(-1),
+        weight.size(1) == depth,
         op,
-        f"{name} has {weight.size(1)} input features, which is not x's {x.size(-1)}",
+        f"{name} has {weight.size(1)} input features, which is not x's {depth}",
     )
 
 
