@@ -20,7 +20,7 @@ from lanewise.kernels.evidence.rows import Row
 Found = dict[Row, Facts]
 
 SAVED_EVERY = 50  # rows
-WIDTH = 120
+WIDTH = 140
 SHOWN = {  # the page's columns that fit a terminal, and their titles there
     "GPU": "GPU",
     "configuration": "configuration",
@@ -29,7 +29,6 @@ SHOWN = {  # the page's columns that fit a terminal, and their titles there
     "spills": "spills",
     "shared, KB": "KB",
     "copies": "copies",
-    "loads": "loads",
     "model, not measured: bound": "model: bound",
     "model: ceiling": "ceiling",
 }
