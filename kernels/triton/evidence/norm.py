@@ -13,6 +13,10 @@ from .case import TYPES, Case, Promise, empty
 PROMISES = {
     "norm_rows": Promise(products=False, copies=False),
     "norm_long_row": Promise(products=False, copies=False),
+    "norm_backward_rows": Promise(products=False, copies=False),
+    "norm_backward_long_row": Promise(products=False, copies=False),
+    "norm_partial_sums": Promise(products=False, copies=False),
+    "sum_partials": Promise(products=False, copies=False),
 }
 TOKENS = 8192
 LONG = 32768
@@ -34,6 +38,18 @@ def _rms_norm_of_heads(dtype: torch.dtype, device: str) -> None:
     norm.rms_norm(projected[:, :, 0], empty(128, dtype=dtype, device=device))
 
 
+def _backward(kind: str, dtype: torch.dtype, columns: int, device: str) -> None:
+    """Of a sum whose own gradient is given too."""
+    grad, grad_sum, x, residual = (
+        empty(TOKENS, columns, dtype=dtype, device=device) for _ in range(4)
+    )
+    weight = empty(columns, dtype=torch.float32, device=device)
+    if kind == "layer":
+        norm.layer_norm_backward(grad, grad_sum, x, residual, weight, 1e-5)
+    else:
+        norm.rms_norm_backward(grad, grad_sum, x, residual, weight, 1e-6, 0.0)
+
+
 def cases() -> list[Case]:
     sizes = sorted({int(row) for rows in ROWS.rows.values() for row in rows} | {LONG})
     rows = [
@@ -49,5 +65,12 @@ def cases() -> list[Case]:
         )
         for kind, name, columns in rows
     ]
+    backward = [
+        Case(
+            f"{kind}_norm backward {name} {columns}",
+            functools.partial(_backward, kind, TYPES[name], columns),
+        )
+        for kind, name, columns in rows
+    ]
     heads = functools.partial(_rms_norm_of_heads, torch.bfloat16)
-    return [*added, Case("rms_norm of heads bf16 128", heads)]
+    return [*added, *backward, Case("rms_norm of heads bf16 128", heads)]

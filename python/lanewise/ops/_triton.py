@@ -26,6 +26,8 @@ KERNELS = {
     "layer_norm": "norm",
     "add_rms_norm": "norm",
     "add_layer_norm": "norm",
+    "rms_norm_backward": "norm",
+    "layer_norm_backward": "norm",
     "rope": "rope",
     "rope_backward": "rope",
 }
