@@ -1,5 +1,8 @@
 """Attention on GPUs: the functions here bear the names of the ops that they launch."""
 
-from .forward import attention
+from .cache import paged_cache_write
+from .padded import attention
+from .paged import paged_attention
+from .varlen import attention_varlen
 
-__all__ = ["attention"]
+__all__ = ["attention", "attention_varlen", "paged_attention", "paged_cache_write"]

@@ -27,7 +27,7 @@ def check_tensors(
     check_operands(op, q, k, v, ranks=(4, 4), heads_at=1)
     for name, x in (("k", k), ("v", v)):
         check.require_same(op, name, "batch size", x.size(0), "q", q.size(0))
-    check_tokens(op, k, v, 2)
+    require_count(op, "v", v.size(2), "tokens", "k", k.size(2))
     check_extras(op, bias, sinks, alibi_slopes, (*q.shape[:3], k.size(2)), q.device)
 
 
@@ -48,9 +48,9 @@ def check_packed(
     check_operands(op, q, k, v, ranks=(3, 3), heads_at=1)
     check_starts(op, "q", cu_seqlens_q, max_seqlen_q, q)
     check_starts(op, "k", cu_seqlens_k, max_seqlen_k, k)
-    check_tokens(op, k, v, 0)
+    require_count(op, "v", v.size(0), "tokens", "k", k.size(0))
     batch, batch_k = cu_seqlens_q.size(0) - 1, cu_seqlens_k.size(0) - 1
-    check.require_same(op, "cu_seqlens_k", "sequences", batch_k, "cu_seqlens_q", batch)
+    require_count(op, "cu_seqlens_k", batch_k, "sequences", "cu_seqlens_q", batch)
     scores = (batch, q.size(1), max_seqlen_q, max_seqlen_k)
     check_extras(op, bias, sinks, alibi_slopes, scores, q.device)
 
@@ -134,14 +134,11 @@ def check_operands(
         op,
         f"{name_k} has {heads_k} heads, which does not divide q's {heads}",
     )
-    check.require(
-        heads_v == heads_k, op, f"{name_v} has {heads_v} heads, which is not {name_k}'s {heads_k}"
-    )
+    require_count(op, name_v, heads_v, "heads", name_k, heads_k)
 
 
-def check_tokens(op: str, k: Tensor, v: Tensor, tokens_at: int) -> None:
-    tokens, tokens_v = k.size(tokens_at), v.size(tokens_at)
-    check.require(tokens_v == tokens, op, f"v has {tokens_v} tokens, which is not k's {tokens}")
+def require_count(op: str, name: str, got: int, what: str, other: str, due: int) -> None:
+    check.require(got == due, op, f"{name} has {got} {what}, which is not {other}'s {due}")
 
 
 def check_same_blocks(op: str, k_cache: Tensor, v_cache: Tensor) -> None:
@@ -151,7 +148,7 @@ def check_same_blocks(op: str, k_cache: Tensor, v_cache: Tensor) -> None:
         op,
         f"k_cache must have blocks of at least 1 token, got shape {list(k_cache.shape)}",
     )
-    check.require_same(op, "v_cache", "blocks", v_cache.size(0), "k_cache", blocks)
+    require_count(op, "v_cache", v_cache.size(0), "blocks", "k_cache", blocks)
     check.require(
         v_cache.size(1) == block_size,
         op,
@@ -289,3 +286,65 @@ def check_pages(
                 f"block_table must hold indices of k_cache's {blocks} blocks,"
                 f" got {block} for block {i} of sequence {b}",
             )
+
+
+# --- writing the cache ---------------------------------------------------------------------------
+
+
+def check_write(
+    op: str, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor
+) -> None:
+    for name, x, cache_name, cache in (("k", k, "k_cache", k_cache), ("v", v, "v_cache", v_cache)):
+        for each, t in ((name, x), (cache_name, cache)):
+            check.require_device(op, each, t, k.device)
+        check.require_floating(op, name, x)
+        for each, t, other, due in ((name, x, "k", k), (cache_name, cache, name, x)):
+            check.require(
+                t.dtype == due.dtype,
+                op,
+                f"{each} must have {other}'s dtype {check.name_of(due.dtype)},"
+                f" got {check.name_of(t.dtype)}",
+            )
+        check.require_rank(op, name, x, 3)
+        check.require_rank(op, cache_name, cache, 4)
+        require_count(op, name, x.size(0), "tokens", "k", k.size(0))
+        require_count(op, name, x.size(1), "heads", "k", k.size(1))
+        require_count(op, cache_name, cache.size(2), "heads", name, x.size(1))
+        check.require_same(op, cache_name, "head size", cache.size(3), name, x.size(2))
+        check.require_unit_stride(op, name, x)
+        check.require_unit_stride(op, cache_name, cache)
+        for d, (extent, stride) in enumerate(zip(cache.shape, cache.stride(), strict=True)):
+            check.require(
+                extent <= 1 or stride != 0,
+                op,
+                f"{cache_name} must not be expanded, since it is written,"
+                f" got stride 0 in dimension {d}",
+            )
+    check_same_blocks(op, k_cache, v_cache)
+    check.require_device(op, "slots", slots, k.device)
+    check.require_dtype(op, "slots", slots, torch.int64)
+    check.require(
+        list(slots.shape) == [k.size(0)],
+        op,
+        f"slots must have shape {[k.size(0)]}, got {list(slots.shape)}",
+    )
+    if check.index_values_checked():
+        check_slots(op, slots, k_cache.size(0) * k_cache.size(1))
+
+
+def check_slots(op: str, slots: Tensor, places: int) -> None:
+    """Each is a place of the cache or -1, and none but -1 comes twice."""
+    at = slots.tolist()
+    for token, slot in enumerate(at):
+        check.require(
+            -1 <= slot < places,
+            op,
+            f"slots must be -1 or one of the cache's {places} places, got {slot} for token {token}",
+        )
+    taken = sorted((slot, token) for token, slot in enumerate(at) if slot >= 0)
+    for (slot, token), (next_slot, next_token) in pairwise(taken):
+        check.require(
+            slot != next_slot,
+            op,
+            f"slots must not repeat, got {slot} for tokens {token} and {next_token}",
+        )

@@ -32,19 +32,24 @@ def load_slice(p_rows, o_col, cols, CUT_COLS: tl.constexpr):
 
 
 @triton.jit
+def load_rows(p_tile, o_row, o_col, m_row, cols, CUT_ROWS: tl.constexpr, CUT_COLS: tl.constexpr):
+    """A tile whose rows are contiguous and begin at offsets `o_row`; those outside read as zero."""
+    p_elements = p_tile + o_row[:, None] + o_col[None, :]
+    if CUT_ROWS and CUT_COLS:
+        return tl.load(p_elements, mask=m_row[:, None] & (o_col < cols)[None, :], other=0.0)
+    if CUT_ROWS:
+        return tl.load(p_elements, mask=m_row[:, None], other=0.0)
+    if CUT_COLS:
+        return tl.load(p_elements, mask=(o_col < cols)[None, :], other=0.0)
+    return tl.load(p_elements)
+
+
+@triton.jit
 def load_tile(
     p_tile, o_row, o_col, stride, rows, cols, CUT_ROWS: tl.constexpr, CUT_COLS: tl.constexpr
 ):
     """A tile of a matrix whose rows are contiguous. What lies outside reads as zero."""
-    p_elements = p_tile + o_row[:, None] * stride + o_col[None, :]
-    if CUT_ROWS and CUT_COLS:
-        m_inside = (o_row < rows)[:, None] & (o_col < cols)[None, :]
-        return tl.load(p_elements, mask=m_inside, other=0.0)
-    if CUT_ROWS:
-        return tl.load(p_elements, mask=(o_row < rows)[:, None], other=0.0)
-    if CUT_COLS:
-        return tl.load(p_elements, mask=(o_col < cols)[None, :], other=0.0)
-    return tl.load(p_elements)
+    return load_rows(p_tile, o_row * stride, o_col, o_row < rows, cols, CUT_ROWS, CUT_COLS)
 
 
 @triton.jit

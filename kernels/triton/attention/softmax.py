@@ -29,8 +29,8 @@ def with_sink(b_max, b_sum, b_acc, b_sink):
 def finished(b_max, b_sum, b_acc):
     """(out [BLOCK_M, BLOCK_DV], lse [BLOCK_M]): the natural logarithm of the row's exponentials."""
     # A sum of +inf weighs its scores inf / inf, yet the logarithm of their sum is +inf.
-    b_total = tl.where(b_sum == float("inf"), float("nan"), b_sum)
-    b_out = tl.where((b_sum == 0.0)[:, None], 0.0, b_acc / b_total[:, None])
+    b_share = tl.where(b_sum == float("inf"), float("nan"), 1.0 / b_sum)
+    b_out = tl.where((b_sum == 0.0)[:, None], 0.0, b_acc * b_share[:, None])
     # A maximum that the largest number bounds stands for that number itself.
     b_lse = b_max * LN2 + (b_max * LN2_REST + tl.log2(b_sum) * LN2)
     b_lse = tl.where((tl.abs(b_max) == LARGEST) & (b_sum == b_sum), b_max, b_lse)

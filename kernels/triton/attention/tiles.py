@@ -19,10 +19,29 @@ class Tile:
     d: int = 512
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """Pieces of a row that are joined at a time."""
+
+    s: int
+    warps: int
+    stages: int = 1
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows that are copied at a time."""
+
+    r: int
+    warps: int
+    stages: int = 1
+
+
 # Per class of problem (scores, bits of an element, padded head size): tiles for bare scores, for
-# scores that a softcap, slopes or a bias change (which live in registers beside the product), and
-# for few queries (decoding). Each is the largest tried that compiles without a spill with every
-# option on.
+# scores that a softcap, slopes or a bias change (which live in registers beside the product), for
+# few queries (decoding, split or not), and for both of these over pages, where each key's row may
+# lie anywhere. Each is the largest tried that compiles without a spill with every option on, of
+# padded sequences and of packed ones.
 FORWARD = Table(
     "attention_forward",
     {
@@ -30,15 +49,15 @@ FORWARD = Table(
             "bare 16 64": Tile(128, 128, 8, 2),
             "bare 16 128": Tile(128, 64, 8, 3),
             "bare 16 256": Tile(64, 32, 8, 2),
-            "bare 16 512": Tile(64, 32, 8, 2, 64),
+            "bare 16 512": Tile(32, 32, 8, 2, 128),
             "bare 32 64": Tile(64, 16, 8, 2),
             "bare 32 128": Tile(32, 32, 8, 2),
             "bare 32 256": Tile(32, 32, 8, 2, 32),
-            "bare 32 512": Tile(32, 16, 8, 2, 64),
+            "bare 32 512": Tile(16, 16, 8, 2, 64),
             "scored 16 64": Tile(128, 64, 8, 3),
             "scored 16 128": Tile(128, 32, 8, 3),
             "scored 16 256": Tile(64, 32, 8, 2),
-            "scored 16 512": Tile(64, 16, 8, 2, 128),
+            "scored 16 512": Tile(32, 32, 8, 2, 128),
             "scored 32 64": Tile(64, 16, 8, 2),
             "scored 32 128": Tile(32, 32, 8, 2),
             "scored 32 256": Tile(32, 32, 8, 2, 32),
@@ -51,20 +70,36 @@ FORWARD = Table(
             "few 32 128": Tile(16, 32, 4, 2),
             "few 32 256": Tile(16, 32, 8, 2, 64),
             "few 32 512": Tile(16, 16, 8, 2, 64),
+            "paged 16 64": Tile(128, 64, 8, 3),
+            "paged 16 128": Tile(128, 32, 8, 3),
+            "paged 16 256": Tile(64, 32, 8, 2),
+            "paged 16 512": Tile(32, 32, 8, 2, 128),
+            "paged 32 64": Tile(64, 16, 8, 2),
+            "paged 32 128": Tile(32, 32, 8, 2),
+            "paged 32 256": Tile(32, 32, 8, 2, 32),
+            "paged 32 512": Tile(16, 16, 8, 2, 64),
+            "paged few 16 64": Tile(16, 128, 4, 3),
+            "paged few 16 128": Tile(16, 64, 4, 3),
+            "paged few 16 256": Tile(16, 64, 4, 2),
+            "paged few 16 512": Tile(16, 32, 8, 2),
+            "paged few 32 64": Tile(16, 64, 4, 3),
+            "paged few 32 128": Tile(16, 32, 4, 2),
+            "paged few 32 256": Tile(16, 32, 8, 2, 64),
+            "paged few 32 512": Tile(16, 16, 8, 2, 64),
         },
         "sm_90": {
             "bare 16 64": Tile(128, 128, 8, 2),
             "bare 16 128": Tile(128, 64, 8, 3),
             "bare 16 256": Tile(128, 32, 8, 2),
-            "bare 16 512": Tile(64, 32, 8, 2, 128),
+            "bare 16 512": Tile(64, 32, 8, 2, 64),
             "bare 32 64": Tile(128, 32, 8, 2),
             "bare 32 128": Tile(32, 32, 8, 2),
             "bare 32 256": Tile(32, 32, 8, 2, 32),
             "bare 32 512": Tile(16, 16, 8, 2, 64),
             "scored 16 64": Tile(128, 64, 8, 3),
-            "scored 16 128": Tile(128, 64, 8, 3),
+            "scored 16 128": Tile(128, 64, 8, 2),
             "scored 16 256": Tile(64, 32, 8, 2),
-            "scored 16 512": Tile(64, 32, 8, 2, 64),
+            "scored 16 512": Tile(64, 16, 8, 2, 32),
             "scored 32 64": Tile(128, 32, 8, 2),
             "scored 32 128": Tile(32, 32, 8, 2),
             "scored 32 256": Tile(32, 32, 8, 2, 32),
@@ -77,11 +112,27 @@ FORWARD = Table(
             "few 32 128": Tile(16, 32, 4, 2),
             "few 32 256": Tile(16, 32, 8, 2, 64),
             "few 32 512": Tile(16, 16, 8, 2, 64),
+            "paged 16 64": Tile(128, 64, 8, 3),
+            "paged 16 128": Tile(128, 64, 8, 3),
+            "paged 16 256": Tile(64, 32, 8, 2),
+            "paged 16 512": Tile(32, 32, 8, 2, 128),
+            "paged 32 64": Tile(128, 32, 8, 2),
+            "paged 32 128": Tile(32, 32, 8, 2),
+            "paged 32 256": Tile(32, 32, 8, 2, 32),
+            "paged 32 512": Tile(16, 16, 8, 2, 64),
+            "paged few 16 64": Tile(16, 128, 4, 3),
+            "paged few 16 128": Tile(16, 64, 4, 3),
+            "paged few 16 256": Tile(16, 32, 4, 2),
+            "paged few 16 512": Tile(16, 32, 8, 2),
+            "paged few 32 64": Tile(16, 64, 4, 3),
+            "paged few 32 128": Tile(16, 32, 4, 2),
+            "paged few 32 256": Tile(16, 32, 8, 2, 64),
+            "paged few 32 512": Tile(16, 16, 8, 2, 32),
         },
         "sm_100": {
             "bare 16 64": Tile(128, 128, 8, 2),
             "bare 16 128": Tile(128, 64, 8, 3),
-            "bare 16 256": Tile(128, 32, 8, 2),
+            "bare 16 256": Tile(64, 32, 8, 2),
             "bare 16 512": Tile(64, 32, 8, 2, 64),
             "bare 32 64": Tile(64, 16, 8, 2),
             "bare 32 128": Tile(64, 32, 8, 2, 32),
@@ -103,6 +154,22 @@ FORWARD = Table(
             "few 32 128": Tile(16, 32, 4, 2),
             "few 32 256": Tile(16, 32, 8, 2, 64),
             "few 32 512": Tile(16, 16, 8, 2, 64),
+            "paged 16 64": Tile(128, 64, 8, 3),
+            "paged 16 128": Tile(128, 32, 8, 3),
+            "paged 16 256": Tile(64, 32, 8, 2),
+            "paged 16 512": Tile(64, 32, 8, 2, 64),
+            "paged 32 64": Tile(64, 16, 8, 2),
+            "paged 32 128": Tile(64, 32, 8, 2, 32),
+            "paged 32 256": Tile(64, 32, 8, 2, 32),
+            "paged 32 512": Tile(16, 16, 8, 2, 64),
+            "paged few 16 64": Tile(16, 128, 4, 3),
+            "paged few 16 128": Tile(16, 64, 4, 3),
+            "paged few 16 256": Tile(16, 32, 4, 2),
+            "paged few 16 512": Tile(16, 32, 8, 2, 128),
+            "paged few 32 64": Tile(16, 64, 4, 3),
+            "paged few 32 128": Tile(16, 32, 4, 2),
+            "paged few 32 256": Tile(16, 32, 8, 2, 64),
+            "paged few 32 512": Tile(16, 16, 8, 2, 32),
         },
         "gfx942": {
             "bare 16 64": Tile(128, 64, 4, 1),
@@ -129,7 +196,30 @@ FORWARD = Table(
             "few 32 128": Tile(16, 32, 4, 1),
             "few 32 256": Tile(16, 32, 4, 1, 64),
             "few 32 512": Tile(16, 32, 4, 1, 64),
+            "paged 16 64": Tile(128, 32, 4, 1),
+            "paged 16 128": Tile(64, 32, 4, 1),
+            "paged 16 256": Tile(64, 16, 4, 1),
+            "paged 16 512": Tile(64, 16, 8, 1, 64),
+            "paged 32 64": Tile(128, 32, 4, 1),
+            "paged 32 128": Tile(64, 16, 4, 1),
+            "paged 32 256": Tile(64, 16, 4, 1, 64),
+            "paged 32 512": Tile(64, 16, 8, 1, 64),
+            "paged few 16 64": Tile(16, 64, 4, 1),
+            "paged few 16 128": Tile(16, 32, 4, 1),
+            "paged few 16 256": Tile(16, 32, 4, 1, 64),
+            "paged few 16 512": Tile(16, 32, 4, 1, 64),
+            "paged few 32 64": Tile(16, 64, 4, 1),
+            "paged few 32 128": Tile(16, 32, 4, 1),
+            "paged few 32 256": Tile(16, 32, 4, 1, 64),
+            "paged few 32 512": Tile(16, 32, 4, 1, 64),
         },
     },
 )
 FEW_QUERIES = 16
+
+# Per padded head size: all that a thread has in flight fits its registers.
+_MERGE = {"64": Pieces(16, 4), "128": Pieces(16, 4), "256": Pieces(16, 4), "512": Pieces(16, 8)}
+MERGE = Table("attention_merge", dict.fromkeys(("sm_80", "sm_90", "sm_100", "gfx942"), _MERGE))
+
+_WRITE = {"rows": Rows(8, 4)}
+WRITE = Table("paged_cache_write", dict.fromkeys(("sm_80", "sm_90", "sm_100", "gfx942"), _WRITE))
