@@ -3,5 +3,14 @@
 from .gated import gated_linear, gated_linear_for_backward
 from .linear import linear
 from .matmul import matmul
+from .packed import gated_linear_packed, linear_packed, pack_weight
 
-__all__ = ["gated_linear", "gated_linear_for_backward", "linear", "matmul"]
+__all__ = [
+    "gated_linear",
+    "gated_linear_for_backward",
+    "gated_linear_packed",
+    "linear",
+    "linear_packed",
+    "matmul",
+    "pack_weight",
+]

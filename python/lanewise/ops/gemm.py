@@ -93,7 +93,8 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def pack_weight(weight: Tensor) -> Tensor:
-    """Lays a weight out for this CPU's register tiles, to be used many times.
+    """Lays a weight out for this CPU's register tiles, to be used many times; on a GPU, in rows
+    that start 16 bytes apart.
 
     Args:
         weight: ``[out, in]``, float32, bfloat16 or float16, any strides.
@@ -101,7 +102,8 @@ def pack_weight(weight: Tensor) -> Tensor:
     Returns:
         An opaque uint8 buffer ``[out, bytes]`` for :func:`linear_packed` and
         :func:`gated_linear_packed`, of the weight's own precision. It names its format, shape,
-        dtype and instruction set, which every use checks: pack on the machine that computes.
+        dtype and instruction set, which every use checks: pack on the machine, and the device,
+        that computes.
 
     Raises:
         RuntimeError: on a wrong device, dtype or rank.
@@ -121,7 +123,9 @@ def linear_packed(
 
     Raises:
         RuntimeError: as :func:`linear`, and when the buffer is truncated, foreign, damaged or made
-            for another instruction set, shape or dtype.
+            for another instruction set, shape or dtype. A GPU is not waited for: there the size of
+            the buffer is checked, and a foreign or damaged header makes the output NaN, or an error
+            where ``LANEWISE_CHECK_INDEXES=1`` is set.
     """
     return ops.linear_packed(x, weight, bias, residual, activation=activation)
 
