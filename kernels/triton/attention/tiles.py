@@ -127,7 +127,7 @@ FORWARD = Table(
             "paged few 32 64": Tile(16, 64, 4, 3),
             "paged few 32 128": Tile(16, 32, 4, 2),
             "paged few 32 256": Tile(16, 32, 8, 2, 64),
-            "paged few 32 512": Tile(16, 16, 8, 2, 32),
+            "paged few 32 512": Tile(16, 16, 8, 3, 64),
         },
         "sm_100": {
             "bare 16 64": Tile(128, 128, 8, 2),
@@ -169,7 +169,7 @@ FORWARD = Table(
             "paged few 32 64": Tile(16, 64, 4, 3),
             "paged few 32 128": Tile(16, 32, 4, 2),
             "paged few 32 256": Tile(16, 32, 8, 2, 64),
-            "paged few 32 512": Tile(16, 16, 8, 2, 32),
+            "paged few 32 512": Tile(16, 16, 8, 3, 64),
         },
         "gfx942": {
             "bare 16 64": Tile(128, 64, 4, 1),
