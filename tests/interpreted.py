@@ -18,6 +18,7 @@ import pytest
 # These files ask the GPU kernels alone,
 INTERPRETED = {
     "test_triton_attention.py",
+    "test_triton_attention_backward.py",
     "test_triton_gated.py",
     "test_triton_gemm.py",
     "test_triton_norm.py",

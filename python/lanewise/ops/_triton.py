@@ -18,7 +18,9 @@ from lanewise.ops import _library  # noqa: F401  the schemas must exist before t
 # op: the module of lanewise.kernels whose function of the op's name launches it
 KERNELS = {
     "attention": "attention",
+    "attention_backward": "attention",
     "attention_varlen": "attention",
+    "attention_varlen_backward": "attention",
     "paged_attention": "attention",
     "paged_cache_write": "attention",
     "gated_linear": "gemm",
