@@ -3,7 +3,7 @@ that programs share, strides beyond 32 bits and indexes that nobody checked."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from torch import Tensor
 
 import lanewise
 from lanewise.kernels import target
-from lanewise.kernels.attention import attention_varlen_backward, backward
+from lanewise.kernels.attention import attention_varlen_backward
 from lanewise.kernels.attention.tiles_backward import BIAS, KEYS, QUERIES
 
 # NumPy warns where a GPU silently makes the same infinity or NaN.
@@ -79,11 +79,12 @@ def test_programs_that_share_a_bias_agree_with_one(
     shape = AttentionShape(2, 4, 2, 40, 50, 16, 16)
     call = Call(inputs(shape, torch.float32, bias=randn(size, seed=4)))
     check_gradients(call)  # with programs enough for every item
-    monkeypatch.setattr(backward, "PROGRAMS", 3 / target.ARCHITECTURES["sm_90"].units)
+    small = dataclasses.replace(target.ARCHITECTURES["sm_90"], units=1)
+    monkeypatch.setattr(target, "of", lambda device: small)
     check_gradients(call)
 
 
-@pytest.mark.parametrize("name", ["q", "k", "v", "out"])
+@pytest.mark.parametrize("name", ["q", "k", "v"])
 def test_rows_further_apart_than_32_bits(name: str) -> None:
     apart = 2**30 + 8
     tensors = {n: randn((1, 1, 3, 16), torch.bfloat16, i) for i, n in enumerate("qkv")}
@@ -91,8 +92,6 @@ def test_rows_further_apart_than_32_bits(name: str) -> None:
     far = torch.empty(2 * apart + 16, dtype=torch.bfloat16).as_strided(
         (1, 1, 3, 16), (0, 0, apart, 1)
     )
-    if name == "out":
-        pytest.skip("gradients of out are made contiguous")
     tensors[name] = far.copy_(tensors[name])
     for a, b in zip(gradients_of(tensors), near, strict=True):
         assert_same_bits(a, b)
@@ -162,4 +161,3 @@ def test_a_loose_bound_of_the_lengths_changes_nothing() -> None:
 
     for a, b in zip(grads(8, 9), grads(2**40, 2**62), strict=True):
         assert_same_bits(a, b)
-    assert not math.isnan(grads(8, 9)[0].sum())

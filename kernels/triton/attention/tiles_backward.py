@@ -1,4 +1,8 @@
-"""Which tile each architecture gives each kernel of the gradients of attention."""
+"""Which tile each architecture gives each kernel of the gradients of attention.
+
+Each is the largest tried that compiles without a spill with every option on: gradients, which a
+program keeps in registers while it walks, and scores share what there is.
+"""
 
 from __future__ import annotations
 
@@ -22,43 +26,168 @@ class Tile:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows at a time, and warps; nothing is in flight but what the loop's unrolling asks for."""
+    """Rows, or numbers, at a time, warps, and how many are in flight."""
 
     r: int
     warps: int
     stages: int = 2
 
 
-SIZES = ("64", "128", "256", "512")
-KINDS = [f"{kind} {size}" for kind in ("bare 16", "scored 16", "any 32") for size in SIZES]
+# Per class of problem (scores, bits of an element, padded head size). Scores are bare, or changed
+# by a softcap, slopes or a bias, which live in registers beside the products; float32, whose
+# products are three on tensor cores, has one tile for both. On sm_90 and sm_100 128 keys are 64 for
+# each of two groups of warps. Large heads are multiplied in slices, and their gradients cut.
 KEYS = Table(
     "attention_backward_keys",
-    {a: {k: Tile(64, 64, 8, 2) for k in KINDS} for a in ("sm_80", "sm_90", "sm_100", "gfx942")},
-)
-QUERIES = Table(
-    "attention_backward_queries",
-    {a: {k: Tile(64, 64, 8, 2) for k in KINDS} for a in ("sm_80", "sm_90", "sm_100", "gfx942")},
-)
-BIAS = Table(
-    "attention_backward_bias",
     {
-        a: {f"{bits}": Tile(64, 64, 4, 2, 64) for bits in (16, 32)}
-        for a in ("sm_80", "sm_90", "sm_100", "gfx942")
-    },
-)
-ROWS = Table(
-    "attention_backward_rows",
-    {
-        a: {size: Rows(8192 // int(size), 4) for size in SIZES}
-        for a in ("sm_80", "sm_90", "sm_100", "gfx942")
-    },
-)
-SUMS = Table(
-    "attention_backward_sums",
-    {
-        a: {"sinks": Rows(1024, 8), "chunks": Rows(256, 4)}
-        for a in ("sm_80", "sm_90", "sm_100", "gfx942")
+        "sm_80": {
+            "bare 16 64": Tile(64, 128, 8, 2),
+            "bare 16 128": Tile(32, 64, 8, 2),
+            "bare 16 256": Tile(16, 64, 8, 2, 64),
+            "bare 16 512": Tile(32, 64, 8, 2, 64, 128),
+            "scored 16 64": Tile(16, 64, 4, 2),
+            "scored 16 128": Tile(32, 64, 8, 2),
+            "scored 16 256": Tile(16, 64, 8, 2, 64, 128),
+            "scored 16 512": Tile(16, 64, 8, 2, 64, 128),
+            "any 32 64": Tile(16, 32, 8, 2, 32),
+            "any 32 128": Tile(16, 32, 8, 2, 32, 64),
+            "any 32 256": Tile(16, 32, 8, 2, 32, 64),
+            "any 32 512": Tile(16, 32, 8, 2, 32, 64),
+        },
+        "sm_90": {
+            "bare 16 64": Tile(64, 128, 8, 2),
+            "bare 16 128": Tile(32, 128, 8, 2),
+            "bare 16 256": Tile(16, 64, 8, 2, 64),
+            "bare 16 512": Tile(32, 64, 8, 2, 64, 128),
+            "scored 16 64": Tile(32, 128, 8, 2),
+            "scored 16 128": Tile(16, 64, 8, 2),
+            "scored 16 256": Tile(32, 64, 8, 2, 64, 128),
+            "scored 16 512": Tile(16, 64, 8, 2, 64, 128),
+            "any 32 64": Tile(16, 32, 8, 2, 32),
+            "any 32 128": Tile(16, 32, 8, 2, 32, 64),
+            "any 32 256": Tile(16, 32, 8, 2, 32, 64),
+            "any 32 512": Tile(16, 32, 8, 2, 32, 64),
+        },
+        "sm_100": {
+            "bare 16 64": Tile(64, 128, 8, 2),
+            "bare 16 128": Tile(32, 128, 8, 2),
+            "bare 16 256": Tile(32, 64, 8, 2, 64, 128),
+            "bare 16 512": Tile(32, 64, 8, 2, 64, 128),
+            "scored 16 64": Tile(32, 128, 8, 2),
+            "scored 16 128": Tile(32, 64, 8, 2),
+            "scored 16 256": Tile(32, 64, 8, 2, 64, 128),
+            "scored 16 512": Tile(16, 64, 8, 2, 64, 128),
+            "any 32 64": Tile(16, 32, 8, 2, 32),
+            "any 32 128": Tile(16, 32, 8, 2, 32, 64),
+            "any 32 256": Tile(16, 32, 8, 2, 32, 64),
+            "any 32 512": Tile(16, 32, 8, 2, 32, 64),
+        },
+        "gfx942": {
+            "bare 16 64": Tile(64, 128, 4, 1),
+            "bare 16 128": Tile(64, 64, 4, 1),
+            "bare 16 256": Tile(32, 64, 4, 1, 64),
+            "bare 16 512": Tile(32, 64, 4, 1, 64, 128),
+            "scored 16 64": Tile(32, 64, 4, 1),
+            "scored 16 128": Tile(32, 64, 4, 1),
+            "scored 16 256": Tile(32, 32, 4, 1, 64, 128),
+            "scored 16 512": Tile(16, 32, 4, 1, 64, 128),
+            "any 32 64": Tile(32, 64, 4, 1),
+            "any 32 128": Tile(32, 32, 4, 1),
+            "any 32 256": Tile(32, 32, 4, 1, 32, 128),
+            "any 32 512": Tile(32, 32, 4, 1, 32, 128),
+        },
     },
 )
 
+# A program keeps one gradient, not two: its tiles are larger.
+QUERIES = Table(
+    "attention_backward_queries",
+    {
+        "sm_80": {
+            "bare 16 64": Tile(128, 64, 8, 3),
+            "bare 16 128": Tile(128, 64, 8, 2),
+            "bare 16 256": Tile(64, 32, 8, 2, 64),
+            "bare 16 512": Tile(64, 32, 8, 2, 64, 256),
+            "scored 16 64": Tile(128, 64, 8, 2),
+            "scored 16 128": Tile(128, 32, 8, 2),
+            "scored 16 256": Tile(64, 16, 8, 2),
+            "scored 16 512": Tile(64, 32, 8, 2, 64, 128),
+            "any 32 64": Tile(32, 16, 8, 2, 32),
+            "any 32 128": Tile(32, 16, 8, 2, 32),
+            "any 32 256": Tile(32, 16, 8, 2, 32, 128),
+            "any 32 512": Tile(32, 16, 8, 2, 32, 128),
+        },
+        "sm_90": {
+            "bare 16 64": Tile(128, 64, 8, 3),
+            "bare 16 128": Tile(128, 64, 8, 2),
+            "bare 16 256": Tile(64, 32, 8, 2),
+            "bare 16 512": Tile(64, 32, 8, 2, 64, 256),
+            "scored 16 64": Tile(128, 64, 8, 2),
+            "scored 16 128": Tile(128, 32, 8, 2),
+            "scored 16 256": Tile(64, 16, 8, 2),
+            "scored 16 512": Tile(64, 32, 8, 2, 64, 128),
+            "any 32 64": Tile(32, 16, 8, 2, 32),
+            "any 32 128": Tile(32, 16, 8, 2, 32),
+            "any 32 256": Tile(32, 16, 8, 2, 32, 128),
+            "any 32 512": Tile(32, 16, 8, 2, 32, 128),
+        },
+        "sm_100": {
+            "bare 16 64": Tile(64, 64, 4, 2),
+            "bare 16 128": Tile(128, 64, 8, 2),
+            "bare 16 256": Tile(64, 32, 8, 2),
+            "bare 16 512": Tile(64, 32, 8, 2, 64, 256),
+            "scored 16 64": Tile(128, 64, 8, 2),
+            "scored 16 128": Tile(128, 32, 8, 2),
+            "scored 16 256": Tile(64, 32, 8, 2),
+            "scored 16 512": Tile(64, 32, 8, 2, 64, 128),
+            "any 32 64": Tile(32, 16, 8, 2, 32),
+            "any 32 128": Tile(32, 16, 8, 2, 32),
+            "any 32 256": Tile(32, 16, 8, 2, 32, 128),
+            "any 32 512": Tile(32, 16, 8, 2, 32, 128),
+        },
+        "gfx942": {
+            "bare 16 64": Tile(128, 64, 4, 1),
+            "bare 16 128": Tile(128, 32, 4, 1),
+            "bare 16 256": Tile(64, 32, 4, 1, 64),
+            "bare 16 512": Tile(64, 32, 4, 1, 64, 256),
+            "scored 16 64": Tile(128, 32, 4, 1),
+            "scored 16 128": Tile(64, 32, 4, 1),
+            "scored 16 256": Tile(64, 32, 4, 1, 64),
+            "scored 16 512": Tile(64, 32, 4, 1, 64, 256),
+            "any 32 64": Tile(64, 32, 4, 1),
+            "any 32 128": Tile(64, 32, 4, 1, 32),
+            "any 32 256": Tile(64, 16, 4, 1, 32),
+            "any 32 512": Tile(64, 16, 4, 1, 32, 256),
+        },
+    },
+)
+
+# Per bits of an element: whatever the head size, its products are taken in slices.
+BIAS = Table(
+    "attention_backward_bias",
+    {
+        "sm_80": {"16": Tile(64, 64, 8, 2, 64), "32": Tile(32, 16, 8, 2, 32)},
+        "sm_90": {"16": Tile(64, 64, 8, 2, 64), "32": Tile(32, 16, 8, 2, 32)},
+        "sm_100": {"16": Tile(64, 64, 8, 2, 64), "32": Tile(32, 16, 8, 2, 32)},
+        "gfx942": {"16": Tile(64, 64, 4, 1, 64), "32": Tile(64, 32, 4, 1, 32)},
+    },
+)
 PROGRAMS = 4  # of a bias's gradient, on each unit
+
+# Per padded size of a value: 8192 elements, 64 for each of 128 threads, wherever they lie.
+ROWS = Table(
+    "attention_backward_rows",
+    {
+        architecture: {f"{size}": Rows(8192 // size, 4) for size in (64, 128, 256, 512)}
+        for architecture in ("sm_80", "sm_90", "sm_100", "gfx942")
+    },
+)
+
+# Few programs of long sums (a head's sink), or many of short ones (an element of a bias).
+SUMS = Table(
+    "attention_backward_sums",
+    {
+        architecture: {"sinks": Rows(2048, 8), "chunks": Rows(256, 4)}
+        for architecture in ("sm_80", "sm_90", "sm_100", "gfx942")
+    },
+)
