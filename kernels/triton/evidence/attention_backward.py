@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,20 +12,22 @@ from .. import attention
 from .case import TYPES, Case, Promise, empty
 
 # A program that owns keys makes the products with keys as rows. Statistics of rows, 4 bytes each,
-# are copied one by one beside the tiles of 16 bytes a thread.
+# are copied one by one beside the tiles of 16 bytes a thread; sums read nothing else.
 PROMISES = {
     "attention_backward_keys": Promise(rows=("N",)),
     "attention_backward_queries": Promise(),
     "attention_backward_bias": Promise(),
     "attention_backward_rows": Promise(products=False, copies=False),
-    "attention_backward_sinks": Promise(products=False, copies=False),
-    "attention_backward_sums": Promise(products=False, copies=False),
+    "attention_backward_sinks": Promise(products=False, copies=False, vectors=False),
+    "attention_backward_sums": Promise(products=False, copies=False, vectors=False),
 }
 
 BATCH, HEADS, HEADS_KV, TOKENS = 2, 32, 8, 4096
 
 
-def _options(kind: str, device: str, dtype: torch.dtype, bias: tuple[int, ...]) -> dict:
+def _options(
+    kind: str, dtype: torch.dtype, size: int, bias: tuple[int, ...], device: str
+) -> dict[str, Any]:
     bare = kind == "bare"
     return {
         "bias": None if bare else empty(*bias, dtype=dtype, device=device),
@@ -33,7 +36,7 @@ def _options(kind: str, device: str, dtype: torch.dtype, bias: tuple[int, ...]) 
         "causal": True,
         "window_left": 1000,
         "softcap": 0.0 if bare else 30.0,
-        "needs_bias": not bare,
+        "needs_bias": not bare and size == 128,  # whose tiles serve heads of any size
         "needs_sinks": True,
     }
 
@@ -44,7 +47,7 @@ def _padded(kind: str, dtype: torch.dtype, size: int, bias: tuple[int, ...], dev
 
     q, k, v = operand(HEADS), operand(HEADS_KV), operand(HEADS_KV)
     lse = empty(BATCH, HEADS, TOKENS, dtype=torch.float32, device=device)
-    options = _options(kind, device, dtype, bias)
+    options = _options(kind, dtype, size, bias, device)
     return attention.attention_backward(operand(HEADS), lse, q, k, v, out=q, lse=lse, **options)
 
 
@@ -55,7 +58,7 @@ def _packed(kind: str, dtype: torch.dtype, size: int, device: str) -> object:
     q, k, v = operand(HEADS), operand(HEADS_KV), operand(HEADS_KV)
     lse = empty(HEADS, BATCH * TOKENS, dtype=torch.float32, device=device)
     starts = torch.arange(BATCH + 1, dtype=torch.int32, device=device) * TOKENS
-    options = _options(kind, device, dtype, (BATCH, 1, TOKENS, TOKENS))
+    options = _options(kind, dtype, size, (BATCH, 1, TOKENS, TOKENS), device)
     return attention.attention_varlen_backward(
         operand(HEADS), lse, q, k, v, starts, starts,
         out=q, lse=lse, max_seqlen_q=TOKENS, max_seqlen_k=TOKENS, **options,
