@@ -221,5 +221,5 @@ FEW_QUERIES = 16
 _MERGE = {"64": Pieces(16, 4), "128": Pieces(16, 4), "256": Pieces(16, 4), "512": Pieces(16, 8)}
 MERGE = Table("attention_merge", dict.fromkeys(("sm_80", "sm_90", "sm_100", "gfx942"), _MERGE))
 
-_WRITE = {"rows": Rows(8, 4)}
+_WRITE = {"rows": Rows(16, 4)}
 WRITE = Table("paged_cache_write", dict.fromkeys(("sm_80", "sm_90", "sm_100", "gfx942"), _WRITE))
