@@ -21,6 +21,7 @@ INTERPRETED = {
     "test_triton_attention_backward.py",
     "test_triton_gated.py",
     "test_triton_gemm.py",
+    "test_triton_gemm_backward.py",
     "test_triton_norm.py",
     "test_triton_packed.py",
     "test_triton_rope.py",

@@ -1,4 +1,7 @@
-"""What becomes of a tile of sums: activation(sums + bias) + residual, rounded once and stored."""
+"""What becomes of a tile of sums: activation(sums + bias) + residual, rounded once and stored.
+
+Where the activation is a derivative, the residual is the gradient by which it is multiplied.
+"""
 
 # Triton, not Python, types a kernel's arguments.
 # mypy: allow-untyped-defs
@@ -8,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..activation import activate
+from ..activation import activate, activation_gradient, differentiated, is_derivative
 
 
 @triton.jit
@@ -23,14 +26,20 @@ def finished(
     if p_bias is not None:
         b_bias = tl.load(p_bias + first_n + o_n, mask=m_n, other=0.0)
         b_acc += b_bias.to(tl.float32)[None, :]
-    b_out = activate(b_acc, ACTIVATION)
+    if is_derivative(ACTIVATION):
+        b_out = activation_gradient(b_acc, differentiated(ACTIVATION))
+    else:
+        b_out = activate(b_acc, ACTIVATION)
     if p_residual is not None:
         o_m = tl.arange(0, BLOCK_M)  # [BLOCK_M]
         m_out = (o_m < len_m - first_m)[:, None] & m_n[None, :]
         o_row = (o_m.to(tl.int64) if WIDE else o_m) * stride_rm
         p_residual += first_m.to(tl.int64) * stride_rm + first_n
         b_residual = tl.load(p_residual + (o_row[:, None] + o_n[None, :]), mask=m_out, other=0.0)
-        b_out += b_residual.to(tl.float32)
+        if is_derivative(ACTIVATION):
+            b_out *= b_residual.to(tl.float32)
+        else:
+            b_out += b_residual.to(tl.float32)
     return b_out
 
 

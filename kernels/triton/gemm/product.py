@@ -11,6 +11,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .. import target
+from ..activation import DERIVATIVES
 from ..target import Architecture, divide_up, power_of_2
 from .persistent import persistent_product
 from .split import sum_of_chunks
@@ -63,7 +64,8 @@ def product(
         out: [..., M, N], any floating dtype, contiguous.
         bias: [N], any floating dtype, stride 1.
         residual: [M, N], any floating dtype, last stride 1; with operands of two dimensions.
-        activation: one of `lanewise.kernels.activation.ACTIVATIONS`.
+        activation: one of `lanewise.kernels.activation.ACTIVATIONS`, or of its DERIVATIVES, by
+            which the residual is multiplied instead of added.
     """
     if out.numel() == 0:
         return
@@ -95,7 +97,8 @@ def product(
         and a.element_size() == 2
         and _boxes(left, right, out)
     )
-    problem = Problem(rows, columns, depth, batches, a.element_size(), boxes)
+    derivative = activation in DERIVATIVES
+    problem = Problem(rows, columns, depth, batches, a.element_size(), boxes, derivative)
     choice = problem.choose(architecture)
     whole = Epilogue(out, bias, residual, activation)
     launch = _persistent if isinstance(choice.tile, PersistentTile) else _tiled
@@ -205,7 +208,8 @@ def _persistent(
     assert isinstance(tile, PersistentTile)
     out, bias, residual, activation = epilogue
     rows, columns, depth, batches = problem.rows, problem.columns, problem.depth, problem.batches
-    part_n = min(PART_N_BYTES // out.element_size(), tile.n)
+    widest = max(t.element_size() for t in (out, residual) if t is not None)
+    part_n = min(PART_N_BYTES // widest, tile.n)
     batches_a, batches_b = (1 if x.inner == 0 else batches for x in (a, b))
     d_out = TensorDescriptor(
         out,

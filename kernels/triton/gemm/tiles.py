@@ -29,13 +29,15 @@ class PersistentTile(Tile):
 
 # Operands of any layout, per class of problem and bits of an element: tiles for a large product,
 # for one too small to give every unit a large tile, and for few rows (decoding), where the weight
-# streams past once and only its bytes count.
+# streams past once and only its bytes count. The derivative of an activation takes registers that a
+# large tile of float32 may not have.
 TILED = Table(
     "tiled_product",
     {
         "sm_80": {
             "large 16": Tile(128, 128, 8, 4),
             "large 32": Tile(128, 64, 8, 4),
+            "derivative 32": Tile(128, 64, 8, 4),
             "small 16": Tile(64, 64, 4, 4),
             "small 32": Tile(64, 64, 8, 3),
             "few 16": Tile(32, 64, 4, 4),
@@ -44,6 +46,7 @@ TILED = Table(
         "sm_90": {
             "large 16": Tile(128, 128, 8, 4),
             "large 32": Tile(128, 128, 8, 4),
+            "derivative 32": Tile(128, 64, 8, 4),
             "small 16": Tile(64, 64, 4, 4),
             "small 32": Tile(64, 64, 8, 3),
             "few 16": Tile(32, 64, 4, 5),
@@ -52,6 +55,7 @@ TILED = Table(
         "sm_100": {
             "large 16": Tile(128, 128, 8, 4),
             "large 32": Tile(128, 128, 8, 4),
+            "derivative 32": Tile(128, 128, 8, 4),
             "small 16": Tile(64, 64, 4, 4),
             "small 32": Tile(64, 64, 8, 3),
             "few 16": Tile(32, 64, 4, 5),
@@ -60,6 +64,7 @@ TILED = Table(
         "gfx942": {
             "large 16": Tile(128, 128, 4, 2),
             "large 32": Tile(128, 128, 4, 2),
+            "derivative 32": Tile(128, 128, 4, 2),
             "small 16": Tile(64, 64, 4, 2),
             "small 32": Tile(64, 64, 4, 2),
             "few 16": Tile(32, 64, 4, 2),
@@ -130,6 +135,7 @@ class Problem:
     batches: int
     itemsize: int
     boxes: bool
+    derivative: bool = False  # in the epilogue
 
     def tiles(self, tile: Tile) -> int:
         return self.batches * (
@@ -161,7 +167,7 @@ class Problem:
         if self.rows <= FEW_ROWS:
             kind = f"few {bits}"
         elif serves(TILED.shipped(architecture, f"large {bits}")):
-            kind = f"large {bits}"
+            kind = "derivative 32" if self.derivative and bits == 32 else f"large {bits}"
         if self.boxes and self.rows > FEW_ROWS and architecture.tiles in PERSISTENT.rows:
             large, medium = (PERSISTENT.shipped(architecture, k) for k in ("large", "medium"))
             smaller = busiest(medium) < WORTH_SMALLER * busiest(large)
