@@ -11,7 +11,8 @@ from .case import TYPES, Case, Promise, empty
 
 PROMISES = {"gated_product": Promise()}
 
-SHAPES = {"large": (4096, 4096), "small": (256, 512), "few": (1, 4096)}  # rows and columns
+# Rows and columns.
+SHAPES = {"large": (4096, 4096), "small": (256, 512), "several": (32, 4096), "few": (1, 4096)}
 
 
 def _gated(kind: str, dtype: torch.dtype, depth: int, layout: str, device: str) -> object:

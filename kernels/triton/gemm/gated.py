@@ -77,16 +77,18 @@ def gated_product(
         p_gate_tile += step * stride_gk
         p_up_tile += step * stride_uk
 
+    # Each sum is stored before the next is finished: what both need would not fit the registers.
     b_gate_acc = finished(
         b_gate_acc, p_gate_bias, None, 0, first_m, first_n, len_m, len_n,
         BLOCK_M, BLOCK_N, WIDE, "none",
     )  # fmt: skip
+    if p_gate_sums is not None:
+        store_tile(p_gate_sums, b_gate_acc, first_m, first_n, len_m, len_n, BLOCK_M, BLOCK_N, WIDE)
     b_up_acc = finished(
         b_up_acc, p_up_bias, None, 0, first_m, first_n, len_m, len_n,
         BLOCK_M, BLOCK_N, WIDE, "none",
     )  # fmt: skip
-    if p_gate_sums is not None:
-        store_tile(p_gate_sums, b_gate_acc, first_m, first_n, len_m, len_n, BLOCK_M, BLOCK_N, WIDE)
+    if p_up_sums is not None:
         store_tile(p_up_sums, b_up_acc, first_m, first_n, len_m, len_n, BLOCK_M, BLOCK_N, WIDE)
     b_out = activate(b_gate_acc, ACTIVATION) * b_up_acc
     store_tile(p_out, b_out, first_m, first_n, len_m, len_n, BLOCK_M, BLOCK_N, WIDE)
