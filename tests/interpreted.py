@@ -25,6 +25,7 @@ INTERPRETED = {
     "test_triton_norm.py",
     "test_triton_packed.py",
     "test_triton_rope.py",
+    "test_triton_transformer.py",
     "test_triton_tune.py",
 }
 # and these ask both back ends the same questions, here and once more there, of fewer examples. The
@@ -32,9 +33,11 @@ INTERPRETED = {
 SHARED: set[str] = {
     "test_attention_options.py",
     "test_attention_paged.py",
+    "test_errors.py",
     "test_gemm.py",
     "test_norm.py",
     "test_rope.py",
+    "test_transformer.py",
 }
 EXAMPLES = "8"
 

@@ -552,6 +552,7 @@ def test_a_buffer_for_another_instruction_set(target: str, tmp_path: Path) -> No
 # --- LANEWISE_ISA --------------------------------------------------------------------------------
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("value", ["sse9", "AVX2", "wide", "generic,avx2"])
 def test_an_unknown_instruction_set_fails_the_import(value: str) -> None:
     run = subprocess.run(

@@ -72,6 +72,11 @@ def paged_cache_write(
             LANEWISE_CHECK_INDEXES=1 also where a slot is wrong.
     """
     check_write("paged_cache_write", k, v, k_cache, v_cache, slots)
+    write(k, v, k_cache, v_cache, slots)
+
+
+def write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    """`paged_cache_write` of tensors that have been checked."""
     (tokens, heads, size), size_v = k.shape, v.size(2)
     if tokens * heads == 0 or k_cache.size(0) == 0:
         return

@@ -64,6 +64,32 @@ def paged_attention(
         sinks,
         alibi_slopes,
     )
+    options = Options(bias, sinks, alibi_slopes, causal, window_left, window_right, softcap, scale)
+    return attend_pages(
+        "paged_attention",
+        q,
+        k_cache,
+        v_cache,
+        cu_seqlens_q,
+        block_table,
+        context_lens,
+        max_seqlen_q,
+        options,
+    )
+
+
+def attend_pages(
+    op: str,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cu_seqlens_q: Tensor,
+    block_table: Tensor,
+    context_lens: Tensor,
+    max_seqlen_q: int,
+    options: Options,
+) -> tuple[Tensor, Tensor]:
+    """`paged_attention` in the name of `op`, which has checked all tensors."""
     tokens_q, heads = q.shape[:2]
     blocks, block_size, heads_kv, size_v = v_cache.shape
     if block_table.size(1) > 1 and block_table.stride(1) != 1:
@@ -86,6 +112,5 @@ def paged_attention(
         page=block_size,
         pages=min(blocks, LARGEST_INDEX),
     )
-    options = Options(bias, sinks, alibi_slopes, causal, window_left, window_right, softcap, scale)
-    attend("paged_attention", q, k_cache, v_cache, out, lse, sequences, options)
+    attend(op, q, k_cache, v_cache, out, lse, sequences, options)
     return out, lse

@@ -225,8 +225,11 @@ def check_options(
 # --- indexes -------------------------------------------------------------------------------------
 
 
-def check_starts(op: str, tokens: str, starts: Tensor, longest: int, x: Tensor) -> None:
-    """Of cu_seqlens_q or cu_seqlens_k; `tokens` is the q or k whose tokens x they count."""
+def check_starts(
+    op: str, tokens: str, starts: Tensor, longest: int, x: Tensor, whose: str | None = None
+) -> None:
+    """Of cu_seqlens_q or cu_seqlens_k; `tokens` is the q or k whose tokens x they count, and
+    `whose` what the caller of `op` calls x if not that."""
     name, bound = f"cu_seqlens_{tokens}", f"max_seqlen_{tokens}"
     check.require_device(op, name, starts, x.device)
     check.require(
@@ -249,7 +252,7 @@ def check_starts(op: str, tokens: str, starts: Tensor, longest: int, x: Tensor) 
     check.require(
         at[-1] == x.size(0),
         op,
-        f"{name} must end at {tokens}'s {x.size(0)} tokens, got {at[-1]}",
+        f"{name} must end at {whose or tokens}'s {x.size(0)} tokens, got {at[-1]}",
     )
     length = max((after - before for before, after in pairwise(at)), default=0)
     check.require(

@@ -73,9 +73,10 @@ def header(kind, len_n, len_k):
     return tl.where(o == 5, _TARGET_WORD, b_words)
 
 
-def require_packed(op: str, name: str, packed: Tensor, x: Tensor) -> None:
-    """That `packed` is as large as a buffer of a weight for x; or, where indexes are checked, all
-    that csrc/gemm/packed.h asks."""
+def require_packed(op: str, name: str, packed: Tensor, x: Tensor, depth: int | None = None) -> None:
+    """That `packed` is as large as a buffer of a weight for x, or for rows of `depth`; or, where
+    indexes are checked, all that csrc/gemm/packed.h asks."""
+    depth = x.size(-1) if depth is None else depth
     check.require_device(op, name, packed, x.device)
     check.require_dtype(op, name, packed, torch.uint8)
     check.require(
@@ -92,9 +93,8 @@ def require_packed(op: str, name: str, packed: Tensor, x: Tensor) -> None:
         op,
         f"{name} is truncated: {packed.numel()} bytes cannot hold a header of {LAYOUT.size}",
     )
-    depth = x.size(-1)
     if check.index_values_checked():
-        _require_header(op, name, packed, x)
+        _require_header(op, name, packed, x, depth)
     due = row_bytes(columns, depth, x.element_size())
     check.require(
         width == due,
@@ -104,7 +104,7 @@ def require_packed(op: str, name: str, packed: Tensor, x: Tensor) -> None:
     )
 
 
-def _require_header(op: str, name: str, packed: Tensor, x: Tensor) -> None:
+def _require_header(op: str, name: str, packed: Tensor, x: Tensor, features: int) -> None:
     """Reads the header, which waits for the GPU."""
     found = bytes(packed.view(-1)[: LAYOUT.size].tolist())
     magic, version, dtype, columns, depth, panel, reserved, label = LAYOUT.unpack(found)
@@ -147,9 +147,9 @@ def _require_header(op: str, name: str, packed: Tensor, x: Tensor) -> None:
         f"{name} is truncated or damaged: it has {packed.size(0)} rows, its header says {columns}",
     )
     check.require(
-        depth == x.size(-1),
+        depth == features,
         op,
-        f"{name} has {depth} input features, which is not x's {x.size(-1)}",
+        f"{name} has {depth} input features, which is not x's {features}",
     )
     due = row_bytes(columns, depth, x.element_size())
     check.require(

@@ -40,6 +40,7 @@ KERNELS = {
     "layer_norm_backward": "norm",
     "rope": "rope",
     "rope_backward": "rope",
+    "decoder_layer": "transformer",
 }
 
 _cuda = torch.library.Library("lanewise", "IMPL", "CUDA")
