@@ -69,7 +69,7 @@ FORWARD = Table(
             "few 32 64": Tile(16, 64, 4, 3),
             "few 32 128": Tile(16, 32, 4, 2),
             "few 32 256": Tile(16, 32, 8, 2, 64),
-            "few 32 512": Tile(16, 16, 8, 2, 64),
+            "few 32 512": Tile(16, 16, 8, 2, 32),
             "paged 16 64": Tile(128, 64, 8, 3),
             "paged 16 128": Tile(128, 32, 8, 3),
             "paged 16 256": Tile(64, 32, 8, 2),
@@ -111,7 +111,7 @@ FORWARD = Table(
             "few 32 64": Tile(16, 64, 4, 3),
             "few 32 128": Tile(16, 32, 4, 2),
             "few 32 256": Tile(16, 32, 8, 2, 64),
-            "few 32 512": Tile(16, 16, 8, 2, 64),
+            "few 32 512": Tile(16, 16, 8, 2, 32),
             "paged 16 64": Tile(128, 64, 8, 3),
             "paged 16 128": Tile(128, 64, 8, 3),
             "paged 16 256": Tile(64, 32, 8, 2),
@@ -153,7 +153,7 @@ FORWARD = Table(
             "few 32 64": Tile(16, 64, 4, 3),
             "few 32 128": Tile(16, 32, 4, 2),
             "few 32 256": Tile(16, 32, 8, 2, 64),
-            "few 32 512": Tile(16, 16, 8, 2, 64),
+            "few 32 512": Tile(16, 16, 8, 2, 32),
             "paged 16 64": Tile(128, 64, 8, 3),
             "paged 16 128": Tile(128, 32, 8, 3),
             "paged 16 256": Tile(64, 32, 8, 2),
@@ -213,6 +213,8 @@ FORWARD = Table(
             "paged few 32 256": Tile(16, 32, 4, 1, 64),
             "paged few 32 512": Tile(16, 32, 4, 1, 64),
         },
+        # Where gfx942's tile spills.
+        "gfx950": {"bare 16 512": Tile(64, 16, 8, 1, 128)},
     },
 )
 FEW_QUERIES = 16

@@ -20,6 +20,7 @@ PROMISES = {
 BATCH, HEADS, HEADS_KV, KEYS = 2, 32, 8, 4096
 # Few heads leave most of a GPU idle while decoding: their keys are split, and merged.
 SPLIT_HEADS, SPLIT_HEADS_KV = 8, 2
+UNSPLIT_KEYS = 64  # too few for any tile to be split
 PAGES = (16, 256)  # tokens of a page: less than a tile of keys, and whole tiles
 
 
@@ -37,21 +38,22 @@ def _forward(layout: str, kind: str, dtype: torch.dtype, size: int, device: str)
     many the queries are."""
     split, few, bare = "split" in kind, "few" in kind, "bare" in kind
     heads, heads_kv = (SPLIT_HEADS, SPLIT_HEADS_KV) if split else (HEADS, HEADS_KV)
+    keys_of_each = UNSPLIT_KEYS if kind == "few" else KEYS
     queries = 1 if few else KEYS
 
     def of(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return empty(*shape, dtype=dtype, device=device)
 
     options: dict[str, Any] = {
-        "bias": None if bare else of(BATCH, 1, queries, KEYS),
+        "bias": None if bare else of(BATCH, 1, queries, keys_of_each),
         "sinks": of(heads, dtype=torch.float32),
         "alibi_slopes": None if bare else of(BATCH, heads, dtype=torch.float32),
         "causal": True,
-        "window_left": 1000,
+        "window_left": keys_of_each // 4,
         "softcap": 0.0 if bare else 30.0,
     }
     if layout == "padded":
-        keys, values = (of(BATCH, heads_kv, KEYS, size) for _ in range(2))
+        keys, values = (of(BATCH, heads_kv, keys_of_each, size) for _ in range(2))
         return attention.attention(of(BATCH, heads, queries, size), keys, values, **options)
     q, starts = of(BATCH * queries, heads, size), _starts(queries, device)
     if layout == "packed":
