@@ -35,7 +35,8 @@ def inputs(shape: AttentionShape, dtype: torch.dtype, **more: Tensor | None) -> 
 def tiles(architecture: str, problem: str) -> tuple[Any, ...]:
     bits = problem.split()[1]
     names = ((KEYS, problem), (QUERIES, problem), (BIAS, bits))
-    return tuple(table.rows[architecture][row] for table, row in names)
+    limits = target.ARCHITECTURES[architecture]
+    return tuple(table.shipped(limits, row) for table, row in names)
 
 
 def every_tile() -> list[tuple[str, str]]:

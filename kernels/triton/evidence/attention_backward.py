@@ -11,12 +11,12 @@ from torch import Tensor
 from .. import attention
 from .case import TYPES, Case, Promise, empty
 
-# A program that owns keys makes the products with keys as rows; in slices, for all the edges of a
-# window, with many barriers. Statistics of rows, 4 bytes each,
-# are copied one by one beside the tiles of 16 bytes a thread; sums read nothing else.
+# A program that owns keys makes the products with keys as rows. Loops over slices of a head, for
+# whole tiles and for edges, have many barriers. Statistics of rows, 4 bytes each, are copied one by
+# one beside the tiles of 16 bytes a thread; sums read nothing else.
 PROMISES = {
     "attention_backward_keys": Promise(rows=("N",), barriers=192),
-    "attention_backward_queries": Promise(),
+    "attention_backward_queries": Promise(barriers=192),
     "attention_backward_bias": Promise(),
     "attention_backward_rows": Promise(products=False, copies=False),
     "attention_backward_sinks": Promise(products=False, copies=False, vectors=False),
