@@ -11,7 +11,7 @@ import torch
 import triton_interpreter  # noqa: F401  mends bfloat16 before a kernel is defined
 from attention_calls import Call, check_gradients
 from numerics import assert_same_bits
-from strategies import DTYPES, AttentionShape, randn
+from strategies import AttentionShape, randn
 from torch import Tensor
 
 import lanewise
@@ -65,19 +65,19 @@ def test_every_tile_of_the_tables(
     check_gradients(Call(inputs(shape, dtype, bias=bias), {"causal": True}))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("head_dim", "value_dim"), [(1, 320), (384, 33), (257, 512)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("head_dim", "value_dim"), [(1, 320), (384, 33)])
 def test_head_sizes_that_leave_programs_without_columns(
     dtype: torch.dtype, head_dim: int, value_dim: int
 ) -> None:
-    check_gradients(Call(inputs(AttentionShape(1, 2, 1, 33, 37, head_dim, value_dim), dtype)))
+    check_gradients(Call(inputs(AttentionShape(1, 2, 1, 17, 19, head_dim, value_dim), dtype)))
 
 
-@pytest.mark.parametrize("size", [(1,), (4, 1, 1), (40, 1), (50,), (2, 1, 1, 1), (40, 50)], ids=str)
+@pytest.mark.parametrize("size", [(1,), (2, 1, 1), (40, 1), (50,), (2, 1, 1, 1), (40, 50)], ids=str)
 def test_programs_that_share_a_bias_agree_with_one(
     monkeypatch: pytest.MonkeyPatch, size: tuple[int, ...]
 ) -> None:
-    shape = AttentionShape(2, 4, 2, 40, 50, 16, 16)
+    shape = AttentionShape(2, 2, 1, 40, 50, 16, 16)
     call = Call(inputs(shape, torch.float32, bias=randn(size, seed=4)))
     check_gradients(call)  # with programs enough for every item
     small = dataclasses.replace(target.ARCHITECTURES["sm_90"], units=1)
