@@ -31,15 +31,18 @@ INTERPRETED = {
 # and these ask both back ends the same questions, here and once more there, of fewer examples. The
 # marker `cpu` names tests of what only the CPU promises, such as numbers of threads.
 SHARED: set[str] = {
+    "test_attention.py",
     "test_attention_options.py",
     "test_attention_paged.py",
+    "test_attention_varlen.py",
+    "test_bench_gpu.py",
     "test_errors.py",
     "test_gemm.py",
     "test_norm.py",
     "test_rope.py",
     "test_transformer.py",
 }
-EXAMPLES = "8"
+EXAMPLES = "4"
 
 interpreting = os.environ.get("TRITON_INTERPRET") == "1"
 

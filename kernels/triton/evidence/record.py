@@ -68,14 +68,15 @@ def known(rows: Collection[Row], recorded: Recorded) -> dict[Row, Facts]:
 
 
 def sample(rows: Collection[Row], facts: Mapping[Row, Facts]) -> list[Row]:
-    """One row of each kernel and target, another whenever the source changes.
+    """One row of each kernel and vendor, another whenever the source changes.
 
-    It is drawn by its key from the shorter half of the kernel's programs on the target, which
-    compile fast. Tests compile these rows again, to see that the file tells the truth.
+    It is drawn by its key from the shorter half of the kernel's programs there, which compile fast.
+    Tests compile these rows again, to see that the file tells the truth.
     """
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.kernel, row.target), []).append(row)
+        vendor = row.target.rstrip("0123456789")  # "sm_" or "gfx"
+        groups.setdefault((row.kernel, vendor), []).append(row)
     drawn = []
     for group in groups.values():
         group.sort(key=lambda row: facts[row].instructions if row in facts else 0)

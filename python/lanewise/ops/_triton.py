@@ -1,7 +1,7 @@
 """The GPU side of every op, registered under the CUDA key (which ROCm shares).
 
 Triton and the kernels are imported when the first CUDA tensor arrives: importing lanewise needs
-neither. An op without a GPU kernel says so in one sentence instead of torch's list of back ends.
+neither.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lanewise.ops import _library  # noqa: F401  the schemas must exist before their kernels
 
@@ -84,20 +83,5 @@ def launcher(op: str) -> Callable[..., Any]:
     return launch
 
 
-def _refusal(op: str) -> Callable[..., Any]:
-    names = [
-        argument.name for argument in getattr(torch.ops.lanewise, op).default._schema.arguments
-    ]
-
-    def refuse(*args: Any, **kwargs: Any) -> Any:
-        tensors = {**dict(zip(names, args, strict=False)), **kwargs}
-        name, x = next((n, x) for n, x in tensors.items() if isinstance(x, Tensor))
-        raise RuntimeError(
-            f"lanewise.{op}: no GPU kernel yet; {name} is on {x.device}, move it to the CPU"
-        )
-
-    return refuse
-
-
-for _op in _ops():
-    _cuda.impl(_op, launcher(_op) if _op in KERNELS else _refusal(_op))
+for _op in KERNELS:
+    _cuda.impl(_op, launcher(_op))
