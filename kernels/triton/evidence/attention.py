@@ -12,7 +12,7 @@ from .. import attention
 from .case import TYPES, Case, Promise, empty
 
 PROMISES = {
-    "attention_forward": Promise(),
+    "attention_forward": Promise(copied=("N", "D")),
     "attention_merge": Promise(products=False, copies=False, resident=4),
     "paged_cache_write_rows": Promise(products=False, copies=False, resident=4),
 }

@@ -33,7 +33,10 @@ class Promise:
 
     Attributes:
         products: runs on matrix units.
-        copies: its main loop is fed by asynchronous or bulk copies where the architecture has them.
+        copies: its main loop is fed by asynchronous or bulk copies where the architecture has them,
+            of 16 bytes each unless a thread's share of a tile is less.
+        copied: the extents of the smallest tile that is copied; without them its shares are 16
+            bytes or more.
         resident: how many programs must fit one unit at once.
         vectors: aligned global memory is read 16 bytes at a time.
         wide: offsets between tiles are multiplied in 64 bits.
@@ -46,6 +49,7 @@ class Promise:
 
     products: bool = True
     copies: bool = True
+    copied: tuple[str, ...] = ()
     resident: int = 1
     vectors: bool = True
     wide: bool = True

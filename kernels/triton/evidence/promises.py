@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -99,7 +100,8 @@ def _asked(row: Row, facts: Facts, promise: Promise) -> Iterator[tuple[str, bool
     if promise.copies and row.target.startswith("sm_"):
         copies, vectors = facts.async_copies, facts.async_copies_16
         # Most bytes, even if each of the others moved 8.
-        yield f"{vectors} of {copies} asynchronous copies move 16 bytes", 3 * vectors > copies
+        kept = 3 * vectors > copies or (copies > 0 and _share(row, facts, promise) < 16)
+        yield f"{vectors} of {copies} asynchronous copies move 16 bytes", kept
     if promise.vectors:
         # What a wave of CDNA copies to shared memory is side by side, whatever one thread's share.
         vectors = facts.async_copies_16 + facts.loads_16
@@ -109,10 +111,23 @@ def _asked(row: Row, facts: Facts, promise: Promise) -> Iterator[tuple[str, bool
     yield f"{facts.barriers} barriers, more than {bound}", facts.barriers <= bound
 
 
+def _share(row: Row, facts: Facts, promise: Promise) -> float:
+    """Bytes that a thread copies of the smallest tile."""
+    if not promise.copied:
+        return math.inf
+    extents = _extents(row)
+    elements = math.prod(extents[name] for name in promise.copied)
+    return elements * (4 if row.element == "fp32" else 2) / facts.threads
+
+
+def _extents(row: Row) -> dict[str, int]:
+    return {name: int(n) for name, n in re.findall(r"([A-Z]\w*?)(\d+)\b", row.tile)}
+
+
 def _generation(row: Row, facts: Facts, promise: Promise) -> str:
     own = MATRIX[row.target]
     if not row.target.startswith("sm_"):
         return own
-    extents = dict(re.findall(r"([A-Z]\w*?)(\d+)\b", row.tile))
-    wide = all(int(extents.get(name, 0)) >= GROUP_ROWS for name in promise.rows)
+    extents = _extents(row)
+    wide = all(extents.get(name, 0) >= GROUP_ROWS for name in promise.rows)
     return own if wide and facts.threads >= GROUP_THREADS else f"{WARP_MATRIX}|{own}"
