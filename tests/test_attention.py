@@ -254,6 +254,7 @@ def test_large_scores_do_not_overflow() -> None:
         check_forward(Call({"q": q * 1e3, "k": k, "v": v}, {"scale": sign}))
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("queries", "keys"), [(1, 2000), (130, 300)])
 def test_threads_agree(dtype: torch.dtype, queries: int, keys: int) -> None:

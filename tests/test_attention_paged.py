@@ -180,6 +180,7 @@ def test_no_sequences_and_an_empty_cache() -> None:
     assert paged_call([(0, 0), (0, 0)], 4, torch.float32, spare=0).ours()[0].shape == (0, 6, 24)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_threads_agree(dtype: torch.dtype) -> None:
     call = paged_call([(1, 700), (130, 200), (1, 33)], 16, dtype)
@@ -287,6 +288,7 @@ def test_keys_and_values_may_share_a_buffer() -> None:
     assert int((buffer != 0).any(-1).sum()) == 8
 
 
+@pytest.mark.cpu
 def test_cache_write_threads_agree() -> None:
     k, v = randn((500, 2, 40)), randn((500, 2, 24), seed=1)
 

@@ -182,6 +182,7 @@ def test_no_sequences() -> None:
     assert lse.shape == (6, 0)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_threads_agree(dtype: torch.dtype) -> None:
     call = sequences(dtype, [(1, 900), (130, 200), (0, 5), (70, 70)])
