@@ -75,7 +75,7 @@ test-sanitize: $(VENV)/installed
 	  $$(g++ -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  PYTHONPATH=$(SANITIZED) LANEWISE_TEST_EXAMPLES=5 \
-	  $(PY) -m pytest -p no:cacheprovider $(SANITIZER_TESTS)
+	  $(PY) -m pytest -p no:cacheprovider -m "not interpreted" $(SANITIZER_TESTS)
 
 test-arm64:
 	@bash tests/arm64/run.sh

@@ -87,7 +87,9 @@ RUNS = pytest.StashKey[Runs]()
 
 class InterpretedFile(pytest.File):
     def collect(self) -> Iterator[pytest.Item]:
-        yield InterpretedRun.from_parent(self, name="under TRITON_INTERPRET=1")
+        run = InterpretedRun.from_parent(self, name="under TRITON_INTERPRET=1")
+        run.add_marker("interpreted")
+        yield run
 
 
 class InterpretedRun(pytest.Item):
