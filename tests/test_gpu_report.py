@@ -19,8 +19,6 @@ triton = pytest.importorskip("triton")
 if triton.knobs.runtime.interpret:
     pytest.skip("compiles for real: not under TRITON_INTERPRET", allow_module_level=True)
 
-from lanewise.cli import gpu_report, main  # noqa: E402
-from lanewise.explain import limits  # noqa: E402
 from lanewise.kernels.evidence import compile as compiler  # noqa: E402
 from lanewise.kernels.evidence import page, record, rows  # noqa: E402
 from lanewise.kernels.evidence.case import Promise  # noqa: E402
@@ -34,6 +32,9 @@ from lanewise.kernels.evidence.machine_code import (  # noqa: E402
 from lanewise.kernels.evidence.rows import Row  # noqa: E402
 from lanewise.kernels.evidence.source import source_hash  # noqa: E402
 from lanewise.kernels.evidence.speed_model import PEAKS, clocks, operands, predict, product  # noqa: E402
+
+from lanewise.cli import gpu_report, main  # noqa: E402
+from lanewise.explain import limits  # noqa: E402
 
 ROW = Row("kernel", "case", "sm_90", "bf16", "M128 N128 K64 w8 s4", "key")
 WGMMA = Facts(threads=256, registers=128, shared_bytes=65536, matrix_opcodes=("HGMMA.64x128x16",))

@@ -12,13 +12,6 @@ import pytest
 import torch
 import triton_interpreter  # noqa: F401  mends bfloat16 before a kernel is defined
 from attention_calls import Call, check_forward
-from numerics import assert_same_bits
-from strategies import AttentionShape, randn
-from test_attention_paged import caches, paged_call
-from test_attention_varlen import sequences
-from torch import Tensor
-from triton.runtime.interpreter import InterpreterBuilder
-
 from lanewise.kernels import target
 from lanewise.kernels.attention import (
     attention,
@@ -28,6 +21,12 @@ from lanewise.kernels.attention import (
     paged_cache_write,
 )
 from lanewise.kernels.attention.tiles import FORWARD, Tile
+from numerics import assert_same_bits
+from strategies import AttentionShape, randn
+from test_attention_paged import caches, paged_call
+from test_attention_varlen import sequences
+from torch import Tensor
+from triton.runtime.interpreter import InterpreterBuilder
 
 # NumPy warns where a GPU silently makes the same infinity or NaN.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

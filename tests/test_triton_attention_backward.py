@@ -10,14 +10,14 @@ import pytest
 import torch
 import triton_interpreter  # noqa: F401  mends bfloat16 before a kernel is defined
 from attention_calls import Call, check_gradients
+from lanewise.kernels import target
+from lanewise.kernels.attention import attention_varlen_backward
+from lanewise.kernels.attention.tiles_backward import BIAS, KEYS, QUERIES
 from numerics import assert_same_bits
 from strategies import AttentionShape, randn
 from torch import Tensor
 
 import lanewise
-from lanewise.kernels import target
-from lanewise.kernels.attention import attention_varlen_backward
-from lanewise.kernels.attention.tiles_backward import BIAS, KEYS, QUERIES
 
 # NumPy warns where a GPU silently makes the same infinity or NaN.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

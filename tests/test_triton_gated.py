@@ -6,14 +6,13 @@ import pytest
 import reference
 import torch
 import triton_interpreter  # noqa: F401  mends bfloat16 before a kernel is defined
+from lanewise.kernels import target
+from lanewise.kernels.gemm import gated_linear, gated_linear_for_backward
+from lanewise.kernels.gemm.gated_tiles import GATED
 from numerics import EPS32, activation_error, assert_matmul_close, assert_within, matmul_error
 from reference import ACTIVATIONS
 from strategies import randn
 from torch import Tensor
-
-from lanewise.kernels import target
-from lanewise.kernels.gemm import gated_linear, gated_linear_for_backward
-from lanewise.kernels.gemm.gated_tiles import GATED
 
 
 def check(x: Tensor, gate: Tensor, up: Tensor, activation: str) -> None:

@@ -10,13 +10,12 @@ import pytest
 import reference
 import torch
 import triton_interpreter  # mends bfloat16 before a kernel is defined
-from numerics import activation_error, assert_matmul_close, assert_within, matmul_error
-from strategies import DTYPES, randn
-from torch import Tensor
-
 from lanewise.kernels import target
 from lanewise.kernels.gemm import linear, matmul
 from lanewise.kernels.gemm.tiles import PERSISTENT, TILED, Problem, Tile
+from numerics import activation_error, assert_matmul_close, assert_within, matmul_error
+from strategies import DTYPES, randn
+from torch import Tensor
 
 # NumPy warns where a GPU silently makes the same infinity or NaN.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

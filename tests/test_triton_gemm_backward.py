@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import triton_interpreter  # noqa: F401  mends bfloat16 before a kernel is defined
-from numerics import assert_matmul_close, assert_within
-from reference import ACTIVATIONS
-from strategies import DTYPES, randn
-
 from lanewise.kernels import target
 from lanewise.kernels.gemm import gated_linear_backward, linear_backward
 from lanewise.kernels.gemm.backward_tiles import COLUMN_SUM, GATED_GRADIENT
 from lanewise.kernels.gemm.column_sum import CHUNK, sum_rows
+from numerics import assert_matmul_close, assert_within
+from reference import ACTIVATIONS
+from strategies import DTYPES, randn
 
 ARCHITECTURES = tuple(target.ARCHITECTURES)
 

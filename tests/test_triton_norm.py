@@ -6,11 +6,6 @@ import dataclasses
 
 import pytest
 import torch
-from numerics import assert_same_bits
-from strategies import DTYPES, randn
-from test_norm import NORMS, check, check_gradients, example, outputs
-
-import lanewise
 from lanewise.kernels import target
 from lanewise.kernels.norm import layer_norm_backward, tiles
 from lanewise.kernels.norm.tiles import (
@@ -22,6 +17,11 @@ from lanewise.kernels.norm.tiles import (
     SUM_PARTIALS,
 )
 from lanewise.kernels.table import TABLES, Table, watch
+from numerics import assert_same_bits
+from strategies import DTYPES, randn
+from test_norm import NORMS, check, check_gradients, example, outputs
+
+import lanewise
 
 # NumPy warns where a GPU silently makes the same infinity or NaN.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -7,9 +7,6 @@ import struct
 import pytest
 import torch
 import triton_interpreter  # noqa: F401  mends bfloat16 before a kernel is defined
-from strategies import DTYPES, randn
-from torch import Tensor
-
 from lanewise.kernels import target
 from lanewise.kernels.gemm import (
     gated_linear,
@@ -20,6 +17,8 @@ from lanewise.kernels.gemm import (
 )
 from lanewise.kernels.gemm.packed_header import pitch, rows_of
 from lanewise.kernels.gemm.packed_tiles import GUARD, PACK
+from strategies import DTYPES, randn
+from torch import Tensor
 
 
 @pytest.fixture

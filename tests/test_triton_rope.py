@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lanewise.kernels import target
+from lanewise.kernels.rope.tiles import ROTATE
 from numerics import assert_same_bits
 from strategies import randn
 from test_rope import angles, check
 
 import lanewise
-from lanewise.kernels import target
-from lanewise.kernels.rope.tiles import ROTATE
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,6 @@ from typing import Any
 import pytest
 import reference
 import torch
-from numerics import assert_no_worse_than
-from samples import sample
-from strategies import DTYPES, randn
-from test_norm import PEERS
-
 from lanewise.kernels import target
 from lanewise.kernels.gemm import pack_weight
 from lanewise.kernels.norm.launch_forward import normalise
@@ -21,6 +16,10 @@ from lanewise.kernels.transformer import decoder_layer
 from lanewise.kernels.transformer.guard import guarded
 from lanewise.kernels.transformer.last import last_of
 from lanewise.kernels.transformer.tiles import GUARD, LAST
+from numerics import assert_no_worse_than
+from samples import sample
+from strategies import DTYPES, randn
+from test_norm import PEERS
 
 
 @pytest.fixture

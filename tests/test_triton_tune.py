@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 import triton_interpreter  # noqa: F401  mends bfloat16 before a kernel is defined
-
-from lanewise.cli import main
-from lanewise.cli import tune as command
 from lanewise.kernels import gemm, target, tune, tuned
 from lanewise.kernels.evidence.case import Case
 from lanewise.kernels.gemm.tiles import TILED
+
+from lanewise.cli import main
+from lanewise.cli import tune as command
 
 SM_90 = target.ARCHITECTURES["sm_90"]
 ROW = ("tiled_product", "sm_90", "few 32")
