@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bench import asked, compare, record, report
+from bench import asked, compare, peers, record, report
 from bench.case import Result
 from bench.limits import Limits
 from bench.run import Run
@@ -20,7 +20,8 @@ from bench.section import Section
 
 INTERRUPTED = 130  # what shells report for a process that Ctrl-C ended
 CONFIRMATIONS = 2
-FAMILIES = ("gemm", "attention", "norm", "rope", "bert", "models")
+TOUR = ("gemm", "attention", "norm", "rope", "bert")
+FAMILIES = (*TOUR, "models")
 
 
 def main() -> int:
@@ -33,6 +34,7 @@ def main() -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    peers.want(options.peers)
     options.output.mkdir(parents=True, exist_ok=True)
     limits = Limits(torch.get_num_threads())
     sections = [s for group in options.chosen.values() for s in group]
@@ -50,7 +52,7 @@ def main() -> int:
         found = [result for section in sections for result in run.results(section)]
         if found:
             record.save(found, limits, options.output / f"{family}.csv")
-            report.plots(run, family, sections, options.output)
+    report.plots(run, options.chosen, options.output)
     record.save_json(_measured(run), limits, report.facts(run), options.json)
     print(f"numbers and plots: {options.output}", file=sys.stderr)
     report.absences(run)
@@ -89,9 +91,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "families",
         nargs="*",
-        default=os.environ.get("FAMILY", "").split() or FAMILIES,
+        default=os.environ.get("FAMILY", "").split(),
         metavar="family",
-        help=f"{', '.join(FAMILIES)} (default: the variable FAMILY, or all)",
+        help=f"{', '.join(FAMILIES)}, with every section of it (default: the variable FAMILY, or "
+        "all ops and BERT, without the sweeps that are on no page's table)",
     )
     parser.add_argument(
         "--sections", nargs="+", metavar="section", help="of these families (default: all)"
@@ -108,6 +111,13 @@ def _parse() -> argparse.Namespace:
         default=("float32", "bfloat16"),
         choices=("float32", "bfloat16", "float16"),
         help="of --model and --shape (default: float32 bfloat16)",
+    )
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        choices=peers.ALL,
+        default=peers.ALL,
+        help="whom the ops are measured against, where a section asks them (default: all)",
     )
     parser.add_argument(
         "--isa", help="the highest instruction set that lanewise uses, like LANEWISE_ISA"
@@ -141,6 +151,8 @@ def _parse() -> argparse.Namespace:
     for family in options.families:
         if family not in FAMILIES:
             parser.error(f"family must be one of {', '.join(FAMILIES)}, got '{family}'")
+    on_pages = options.markdown or not (options.families or options.sections)
+    options.families = options.families or TOUR
 
     options.json = options.json or options.output / "run.json"
     options.before = None
@@ -172,7 +184,7 @@ def _parse() -> argparse.Namespace:
             section
             for section in group
             if section.name in (options.sections or names)
-            and (section.cells is not None or not options.markdown)
+            and (section.cells is not None or not on_pages)
         ]
         for family, group in sections.items()
     }

@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import nn
 
-from bench import norm, rope
+from bench import norm, peers, rope
 from bench.attention.forward import forward
 from bench.attention.problem import Problem
 from bench.case import Case
@@ -95,7 +95,7 @@ def _built(build: Callable[..., Case], dtype: str) -> Case:
 
 
 def _linear(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> Case:
-    return linear(rows, inputs, outputs, dtype, numpy=True)
+    return linear(rows, inputs, outputs, dtype, peers.ALL)
 
 
 def _products(model: nn.Module) -> Points:
@@ -123,16 +123,15 @@ def _attentions(model: nn.Module) -> Points:
             if m.causal:
                 problems[Problem(1, *heads, 1, min(CONTEXT, most), m.head_dim)] = None
     for problem in problems:
-        yield partial(forward, problem)
+        yield partial(forward, problem, names=peers.ALL)
 
 
 def _attention(
     batch: int, heads: int, kv_heads: int | None, queries: int, keys: int | None, size: int
 ) -> Points:
     causal = queries > 1  # a single query sees every key
-    yield partial(
-        forward, Problem(batch, heads, kv_heads or heads, queries, keys or queries, size, causal)
-    )
+    problem = Problem(batch, heads, kv_heads or heads, queries, keys or queries, size, causal)
+    yield partial(forward, problem, names=peers.ALL)
 
 
 def _norms(model: nn.Module) -> Points:

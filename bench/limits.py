@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from functools import cached_property
 
 from bench.case import Task
 from lanewise import _host
@@ -66,6 +67,7 @@ class Limits:
                 rates[threads] = max(rates[threads], rate)
         return rates[self.threads] / rates[1]
 
+    @cached_property
     def levels(self) -> dict[str, float]:
         """Bytes per second out of each level of memory, by half of what it holds."""
         caches = _host.cache_sizes()
@@ -96,7 +98,7 @@ class Limits:
             ("reading", reading),
             (
                 "levels",
-                ", ".join(f"{name} {rate / 1e9:.0f} GB/s" for name, rate in self.levels().items()),
+                ", ".join(f"{name} {rate / 1e9:.0f} GB/s" for name, rate in self.levels.items()),
             ),
         ]
 

@@ -21,8 +21,12 @@ COLOURS = {
     "": "#0072B2",
     "packed": "#D55E00",
     "torch": "#000000",
-    "numpy": "#009E73",
+    "compile": "#000000",
     "flex": "#009E73",
+    "numpy": "#009E73",
+    "onnxruntime": "#CC79A7",
+    "openvino": "#56B4E9",
+    "jax": "#E69F00",
     "one by one": "#CC79A7",
     "contiguous": "#E69F00",
 }
@@ -30,8 +34,12 @@ MARKERS = {
     "": "o",
     "packed": "D",
     "torch": "|",
-    "numpy": "x",
+    "compile": "2",
     "flex": "x",
+    "numpy": "x",
+    "onnxruntime": "1",
+    "openvino": "3",
+    "jax": "4",
     "one by one": "+",
     "contiguous": "s",
 }
@@ -203,12 +211,49 @@ def _bars(results: Sequence[Result], limits: Limits) -> Figure:
     return figure
 
 
+def _roofline(results: Sequence[Result], limits: Limits) -> Figure:
+    """Operations per second over operations per byte: the roofs, our best way, and each peer."""
+    figure, panels = _panels(results, 4.6, 4.8)
+    intensities = [r.task.flops / r.task.bytes for r in results]
+    left, right = 0.7 * min(intensities), 1.5 * max(intensities)
+    for dtype, panel in panels.items():
+        for level, bandwidth in limits.levels.items():
+            ridge = min(max(limits.flops / bandwidth, left), right)
+            xs = [left, ridge, right]
+            ys = [min(limits.flops, x * bandwidth) / 1e9 for x in xs]
+            panel.plot(xs, ys, color=OTHER, linewidth=1, zorder=1)
+            panel.annotate(level, (left, ys[0]), fontsize=7, color=OTHER, va="bottom")
+        for result in (r for r in results if r.task.dtype_name == dtype):
+            x = result.task.flops / result.task.bytes
+            ways = [way for way in result.ways if way in result.seconds]
+            best = [min(ways, key=result.seconds.__getitem__)] if ways else []
+            sides = [*best, *(peer for peer in result.peers if peer in result.seconds)]
+            speeds = [result.task.flops / result.seconds[side] / 1e9 for side in sides]
+            if speeds:
+                panel.plot([x, x], [min(speeds), max(speeds)], color=OTHER, linewidth=0.4, zorder=1)
+            for side, speed in zip(sides, speeds, strict=True):
+                style = "" if side in best else side
+                panel.plot(
+                    x,
+                    speed,
+                    MARKERS[style],
+                    color=COLOURS[style],
+                    markersize=4 if side in best else 6,
+                    label=WAY_NAMES[style],
+                )
+        panel.set(xscale="log", yscale="log", xlabel="operations per byte")
+    next(iter(panels.values())).set_ylabel("GFLOP/s")
+    _legend(figure, panels)
+    return figure
+
+
 PLOTS: dict[str, Callable[[Sequence[Result], Limits], Figure]] = {
     "shares": _shares,
     "rows": _rows,
     "curves": _curves,
     "ratios": _ratios,
     "bars": _bars,
+    "roofline": _roofline,
 }
 
 

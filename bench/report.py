@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +30,15 @@ STEERING = (
     "CT2_USE_MKL",
 )
 # Plots that hold all sections of a family which ask for them.
-WHOLE = ("shares", "bars")
+SHARES = "shares"
+WHOLE = (SHARES, "bars")
 
 
 def tables(run: Run) -> None:
     """Prints the facts and every section's tables."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=120)  # a file has no width
+        console = Console(highlight=False, width=200)  # a file has no width
     for name, value in facts(run):
         console.print(f"{name:16} {value}", soft_wrap=True)
     for section in run.sections:
@@ -80,21 +81,33 @@ def verdicts(found: Sequence[Verdict]) -> None:
     console.print(", ".join(f"{count} {word}" for word, count in sorted(words.items())))
 
 
-def plots(run: Run, family: str, sections: Sequence[Section], folder: Path) -> None:
-    """Draws a family's shares of the limits, and each of its sweeps."""
+def plots(run: Run, families: Mapping[str, Sequence[Section]], folder: Path) -> None:
+    """Draws each family's shares of the limits and ratios to its peers, each of its sweeps, and the
+    roofline of all that were measured."""
     try:
         from bench import plot
     except ModuleNotFoundError:
         print("no plots: they need matplotlib, from the extra `bench`", file=sys.stderr)
         return
     pictures: dict[str, tuple[str, list[Result]]] = {}
-    for section in sections:
-        if section.plot:
-            name = family if section.plot in WHOLE else f"{family}-{section.name}"
-            pictures.setdefault(name, (section.plot, []))[1].extend(run.results(section))
+
+    def add(name: str, kind: str, results: Sequence[Result]) -> None:
+        pictures.setdefault(name, (kind, []))[1].extend(results)
+
+    for family, sections in families.items():
+        for section in sections:
+            results = run.results(section)
+            if not section.plot:
+                continue
+            if section.plot == SHARES:
+                add("roofline", "roofline", results)
+                add(f"{family}-ratios", "bars", results)
+            whole = section.plot in WHOLE
+            add(family if whole else f"{family}-{section.name}", section.plot, results)
     facts = f"{run.limits.target}, {run.limits.threads} threads, torch {torch.__version__}"
     for name, (kind, found) in pictures.items():
-        plot.draw(kind, found, run.limits, f"{name} ({facts})", folder / f"{name}.png")
+        if found:
+            plot.draw(kind, found, run.limits, f"{name} ({facts})", folder / f"{name}.png")
 
 
 def faults(run: Run) -> bool:

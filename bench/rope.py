@@ -7,7 +7,9 @@ from functools import partial
 import torch
 
 import lanewise
+from bench import peers
 from bench.case import Case, Task
+from bench.peers.question import Rope
 from bench.section import Section
 
 
@@ -16,11 +18,7 @@ def rotate(batch: int, heads: int, tokens: int, dim: int, dtype: torch.dtype) ->
     x = torch.randn(batch, heads, tokens, dim, dtype=dtype)
     angles = torch.outer(torch.arange(tokens).float(), 1e4 ** (-torch.arange(0, dim, 2) / dim))
     cos, sin = angles.cos(), angles.sin()
-    wide_cos, wide_sin = (torch.cat((t, t), -1).to(dtype) for t in (cos, sin))
-
-    def torchs() -> torch.Tensor:
-        first, second = x.chunk(2, dim=-1)
-        return x * wide_cos + torch.cat((-second, first), -1) * wide_sin
+    others, absent = peers.ask(Rope(x, cos, sin))
 
     def reference() -> torch.Tensor:
         first, second = x.double().chunk(2, dim=-1)
@@ -34,8 +32,9 @@ def rotate(batch: int, heads: int, tokens: int, dim: int, dtype: torch.dtype) ->
             bytes=2 * x.nbytes + cos.nbytes + sin.nbytes,
         ),
         ours={"": lambda: lanewise.rope(x, cos, sin)},
-        peers={"torch": torchs},
+        peers=others,
         reference=reference,
+        absent=absent,
     )
 
 

@@ -12,8 +12,11 @@ from bench.limits import Limits
 
 PEER_NAMES = {
     "torch": "torch",
-    "numpy": "NumPy",
+    "compile": "torch.compile",
     "flex": "FlexAttention",
+    "numpy": "NumPy",
+    "openvino": "OpenVINO",
+    "jax": "JAX",
     "one by one": "torch one by one",
     "contiguous": "contiguous",
     "transformers": "transformers",
@@ -32,7 +35,8 @@ def build(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], tex
     """A table whose first columns are texts and whose others are numbers."""
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < texts else "right")
+        text = index < texts
+        table.add_column(column, justify="left" if text else "right", no_wrap=text)
     for row in rows:
         table.add_row(*row)
     return table
@@ -85,9 +89,9 @@ def markdown(cells: Iterable[tuple[Result, dict[str, str]]]) -> str:
 
 def milliseconds(result: Result, side: str) -> str:
     """The time of a side."""
-    if not result.quiet:
-        return NOISY
-    return f"{result.seconds[side] * 1e3:.3g} ms" if side in result.seconds else WRONG
+    if side not in result.seconds:
+        return WRONG
+    return f"{result.seconds[side] * 1e3:.3g} ms" if result.quiet else NOISY
 
 
 def share(result: Result, side: str, limits: Limits) -> str:
@@ -98,10 +102,10 @@ def share(result: Result, side: str, limits: Limits) -> str:
 
 def percentage(result: Result, side: str, limits: Limits) -> str:
     """How much of the binding limit a side reaches."""
-    if not result.quiet:
-        return NOISY
     if side not in result.seconds:
         return WRONG
+    if not result.quiet:
+        return NOISY
     return f"{limits.binding(result.task)[1] / result.seconds[side]:.0%}"
 
 
@@ -111,7 +115,7 @@ def ratio(result: Result, way: str, peer: str) -> str:
         return ABSENT
     if peer not in result.peers:
         return ""
-    if not result.quiet:
-        return NOISY
     value = result.ratio(way, peer)
-    return WRONG if value is None else f"{value:.2f}"
+    if value is None:
+        return WRONG
+    return f"{value:.2f}" if result.quiet else NOISY

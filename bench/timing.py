@@ -21,7 +21,7 @@ SLOW_SECONDS, VERY_SLOW_SECONDS = 0.5, 1.0
 # of 5 ms took 9 to 14 right after one and 5.3 after this rest and one call that does not count
 # (its threads sleep too, by then). The other way round it is the OpenMP threads of torch and
 # lanewise that spin, and NumPy took 16 ms instead of 10.
-OWN_THREADS = ("numpy", "onnxruntime", "llama.cpp", "ctranslate2")
+OWN_THREADS = ("numpy", "onnxruntime", "openvino", "jax", "llama.cpp", "ctranslate2")
 REST_SECONDS = 0.15
 VISITS = 3
 

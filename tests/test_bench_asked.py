@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from bench import asked
+from bench import asked, peers
 from bench.__main__ import main
 from bench.case import Case
 from bench.check import Checker
@@ -14,6 +15,13 @@ from bench.check import Checker
 
 def built(found: dict[str, list[Any]]) -> list[Case]:
     return [point() for group in found.values() for section in group for point in section.points]
+
+
+@pytest.fixture(autouse=True)
+def _peers_at_hand() -> Iterator[None]:
+    peers.want(peers.EAGER)  # others take seconds to compile, and have a test of their own
+    yield
+    peers.want(peers.ALL)
 
 
 @pytest.mark.parametrize(

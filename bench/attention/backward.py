@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import lanewise
-from bench.attention import exact, peers
+from bench.attention import exact
 from bench.attention.problem import Problem
 from bench.case import FLOAT32_AND_BFLOAT16, Case
+from bench.peers import torch as eager
 from bench.section import Section
 
 PRODUCTS_OF_FORWARD = 2
@@ -24,7 +26,7 @@ def backward(problem: Problem, dtype: torch.dtype) -> Case:
     q, k, v = (t.requires_grad_() for t in problem.operands(dtype))
     upstream = torch.randn(q.shape).to(dtype)
 
-    def gradients(out: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+    def gradients(out: Any) -> Callable[[], tuple[Tensor, ...]]:
         return lambda: torch.autograd.grad(out, (q, k, v), upstream, retain_graph=True)
 
     task = problem.task("attention", dtype)
@@ -36,7 +38,7 @@ def backward(problem: Problem, dtype: torch.dtype) -> Case:
             bytes=2 * task.bytes,  # the forward's operands and output, and the gradient of each
         ),
         ours={"": gradients(lanewise.attention(q, k, v, causal=problem.causal)[0])},
-        peers={"torch": gradients(peers.sdpa(problem, q, k, v)())},
+        peers={"torch": gradients(eager.answer(problem.question(q, k, v))())},
         reference=lambda: exact.gradients(problem, q, k, v, upstream),
         compared=exact.last_head,
         gradient=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from bench import peers
 from bench.attention.forward import forward
 from bench.attention.problem import Problem
 from bench.case import FLOAT32_AND_BFLOAT16
@@ -21,7 +22,7 @@ def token(batch: int, group: int, keys: int) -> Problem:
 SECTION = Section(
     "decode",
     [
-        partial(forward, problem, dtype)
+        partial(forward, problem, dtype, peers.ALL)
         for problem in (token(batch, 4, keys) for keys in (4096, 32768) for batch in (1, 8))
         for dtype in FLOAT32_AND_BFLOAT16
         if problem.numel * dtype.itemsize <= LARGEST

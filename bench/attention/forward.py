@@ -10,24 +10,25 @@ import torch
 from rich.table import Table
 
 import lanewise
-from bench import table
-from bench.attention import exact, peers
+from bench import peers, table
+from bench.attention import exact
 from bench.attention.problem import Problem
-from bench.case import DTYPES, Case, Result, Side
+from bench.case import DTYPES, Case, Result
 from bench.limits import Limits
 from bench.section import Section
 
+COMPARED = 2048  # tokens: where every peer is asked, some of which compile for seconds
 
-def forward(problem: Problem, dtype: torch.dtype, flex: bool = False, series: str = "") -> Case:
-    """lanewise and torch, and FlexAttention if it is wanted and can be compiled."""
+
+def forward(
+    problem: Problem,
+    dtype: torch.dtype,
+    names: Sequence[str] = peers.EAGER,
+    series: str = "",
+) -> Case:
+    """lanewise and the peers of these names."""
     q, k, v = problem.operands(dtype)
-    others: dict[str, Side] = {"torch": peers.sdpa(problem, q, k, v)}
-    absent = {}
-    if flex:
-        try:
-            others["flex"] = peers.flex(problem, q, k, v)
-        except RuntimeError as error:
-            absent["flex"] = str(error).partition("\n")[0]
+    others, absent = peers.ask(problem.question(q, k, v), names)
     return Case(
         problem.task("attention", dtype, series),
         ours={
@@ -83,7 +84,7 @@ def _is_float32(result: Result) -> bool:
 SECTION = Section(
     "forward",
     [
-        partial(forward, problem, dtype, flex=dtype == torch.float32)
+        partial(forward, problem, dtype, peers.ALL if problem.queries == COMPARED else peers.EAGER)
         for problem in _problems()
         for dtype in DTYPES
     ],

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.case import Task
+from bench.peers.question import Attention
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,10 @@ class Problem:
         q = torch.randn(self.batch, self.heads, self.queries, self.dim)
         k, v = (torch.randn(self.batch, self.kv_heads, self.keys, self.dim) for _ in range(2))
         return q.to(dtype), k.to(dtype), v.to(dtype)
+
+    def question(self, q: Tensor, k: Tensor, v: Tensor) -> Attention:
+        """What peers are asked."""
+        return Attention(q, k, v, self.causal and self.queries > 1, self.window)
 
     def task(self, op: str, dtype: torch.dtype, series: str = "") -> Task:
         """Two products for each score, and every operand touched once."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
-
+from bench import peers
 from bench.attention.forward import forward
 from bench.attention.problem import Problem
 from bench.case import DTYPES
@@ -15,5 +14,5 @@ PROBLEM = Problem(1, 2, 2, 8192, 8192, 64, causal=True, window=512)
 
 SECTION = Section(
     "window",
-    [partial(forward, PROBLEM, dtype, flex=dtype == torch.float32) for dtype in DTYPES],
+    [partial(forward, PROBLEM, dtype, peers.ALL) for dtype in DTYPES],
 )

@@ -7,7 +7,9 @@ from functools import partial
 import torch
 
 import lanewise
-from bench.case import DTYPES, Case, Side, Task
+from bench import peers
+from bench.case import DTYPES, Case, Task
+from bench.peers.question import Matmul
 from bench.section import Section
 
 
@@ -24,10 +26,7 @@ def _matmul(
     """batch × (m×k · k×n); what is transposed is a view of the other layout."""
     a = torch.randn(batch, k, m).to(dtype).mT if transpose_a else torch.randn(batch, m, k).to(dtype)
     b = torch.randn(batch, n, k).to(dtype).mT if transpose_b else torch.randn(batch, k, n).to(dtype)
-    peers: dict[str, Side] = {"torch": lambda: a @ b}
-    if dtype == torch.float32:
-        left, right = a.numpy(), b.numpy()
-        peers["numpy"] = lambda: left @ right
+    others, absent = peers.ask(Matmul(a, b), peers.EAGER)  # which take views as they are
     names = f"a{'ᵀ' * transpose_a}·b{'ᵀ' * transpose_b}"
     return Case(
         Task(
@@ -37,8 +36,9 @@ def _matmul(
             bytes=batch * (m * k + k * n + m * n) * dtype.itemsize,
         ),
         ours={"": lambda: lanewise.matmul(a, b)},
-        peers=peers,
+        peers=others,
         reference=lambda: a.float() @ b.float(),
+        absent=absent,
     )
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 import lanewise
-from bench.case import DTYPES, Case, Side, Task
+from bench import peers
+from bench.case import DTYPES, Case, Task
 from bench.gemm.operands import activations, layer, linear_bytes
+from bench.peers.question import Linear
 from bench.section import Section
 from lanewise import _host
 
@@ -19,16 +22,13 @@ def linear(
     inputs: int,
     outputs: int,
     dtype: torch.dtype,
-    numpy: bool = False,
+    names: Sequence[str] = ("torch",),
     series: str = "",
 ) -> Case:
-    """rows × in → out, unpacked and packed; NumPy has no 16-bit products worth the name."""
+    """rows × in → out, unpacked and packed."""
     x = activations(rows, inputs, dtype)
     weight, panels = layer(inputs, outputs, dtype)
-    peers: dict[str, Side] = {"torch": lambda: F.linear(x, weight)}
-    if numpy and dtype == torch.float32:
-        left, right = x.numpy(), weight.numpy().T
-        peers["numpy"] = lambda: left @ right
+    others, absent = peers.ask(Linear(x, weight), names)
     return Case(
         Task(
             f"linear {rows}×{inputs}→{outputs}",
@@ -42,8 +42,9 @@ def linear(
             "": lambda: lanewise.linear(x, weight),
             "packed": lambda: lanewise.linear_packed(x, panels),
         },
-        peers=peers,
+        peers=others,
         reference=lambda: F.linear(x.float(), weight.float()),
+        absent=absent,
     )
 
 
@@ -56,14 +57,14 @@ def _skinny(rows: int, dtype: torch.dtype) -> Case:
         inputs,
         outputs * (_host.cache_sizes()["l3"] // weight_bytes + 1),
         dtype,
-        numpy=True,
+        peers.EAGER,  # others would copy what is large
     )
 
 
 LARGE = Section(
     "large",
     [
-        partial(linear, rows, inputs, outputs, dtype, numpy=True)
+        partial(linear, rows, inputs, outputs, dtype, peers.ALL)
         for rows, inputs, outputs in ((2048, 2048, 2048), (512, 768, 3072), (64, 768, 3072))
         for dtype in DTYPES
     ],
@@ -71,4 +72,4 @@ LARGE = Section(
 SKINNY = Section(
     "skinny", [partial(_skinny, rows, dtype) for dtype in DTYPES for rows in (1, 2, 4)]
 )
-SMALL = Section("small", [partial(linear, 16, 16, 16, dtype, numpy=True) for dtype in DTYPES])
+SMALL = Section("small", [partial(linear, 16, 16, 16, dtype, peers.ALL) for dtype in DTYPES])
