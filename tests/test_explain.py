@@ -184,6 +184,32 @@ def test_the_command_counts_without_running(
     assert set(found["gpus"]) == set(GPUS)
 
 
+def test_each_layer_has_rows_of_its_own_where_they_are_asked_for() -> None:
+    q = question("prefill", 1, 9)
+    joint, apart = (
+        analysis.explain("gpt2", TINY["gpt2"], q, run=False, by_layer=by_layer)
+        for by_layer in (False, True)
+    )
+    joint_rows = [r for r in joint.rows if r.place.startswith("layer.")]
+    assert {r.calls % 2 for r in joint_rows} == {0}
+    for layer in ("layer 0", "layer 1"):
+        rows = [r for r in apart.rows if r.place.startswith(layer)]
+        assert [(r.op, 2 * r.calls) for r in rows] == [(r.op, r.calls) for r in joint_rows]
+        assert 2 * sum(r.work.flops for r in rows) == sum(r.work.flops for r in joint_rows)
+    assert apart.total == joint.total
+
+
+def test_the_cycles_of_gpus_are_given_row_by_row(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["explain", "gpt2", "--dry", "--json", "--dtype", "bfloat16", "--gpu", "h100"]
+    assert main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = [row["gpu_cycles"]["h100"] for row in found["rows"]]
+    assert sum(rows) == pytest.approx(found["gpus"]["h100"]["cycles"])
+    largest = max(found["rows"], key=lambda row: row["flops"])
+    compute = largest["flops"] / 989.4e12 * 1.83e9
+    assert largest["gpu_cycles"]["h100"] >= compute > 0
+
+
 def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     config = tmp_path / "config.json"

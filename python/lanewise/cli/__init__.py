@@ -106,6 +106,7 @@ def _add_explain(commands: Any) -> None:
     )
     explain.add_argument("--gpu", nargs="*", dest="gpus", metavar="NAME", help="to calculate for")
     explain.add_argument("--dry", action="store_true", help="count, and run nothing")
+    explain.add_argument("--by-layer", action="store_true", help="each layer in rows of its own")
     explain.add_argument("--json", action="store_true", help="print all numbers as JSON")
     explain.add_argument("--plot", metavar="FILE", help="draw the roofline and a bar per op")
     _add_computing(explain)
@@ -221,6 +222,7 @@ def _explain(options: argparse.Namespace) -> int:
         as_json=options.json,
         plot=options.plot,
         dry=options.dry,
+        by_layer=options.by_layer,
     )
 
 

@@ -33,6 +33,7 @@ def run(
     as_json: bool,
     plot: str | None,
     dry: bool,
+    by_layer: bool,
 ) -> int:
     """Prints the table of a model, or its JSON; draws its roofline where asked to."""
     question = Question(
@@ -51,7 +52,7 @@ def run(
         raise ValueError(f"lanewise.explain: tokens must be 1 in decode, got {tokens}")
     if phase == "train" and context:
         raise ValueError(f"lanewise.explain: context must be 0 in {phase}, got {context}")
-    found = explain(model, config_of(model), question, gpus=gpus, run=not dry)
+    found = explain(model, config_of(model), question, gpus=gpus, run=not dry, by_layer=by_layer)
     if as_json:
         print(json.dumps(document(found), indent=1))
     else:
@@ -115,6 +116,7 @@ def document(e: Explanation) -> dict[str, Any]:
         "gpus": {
             name: {
                 "seconds": seconds,
+                "cycles": seconds * GPUS[name].clock,
                 "name": GPUS[name].name,
                 "calculated_from": GPUS[name].source,
             }
@@ -139,6 +141,9 @@ def _row(e: Explanation, row: Row) -> dict[str, Any]:
         "bound": row.bound,
         "needed_cycles": e.cycles(row.needs),
         "cycles": None if row.took is None else e.cycles(row.took),
+        "gpu_cycles": {
+            name: GPUS[name].cycles(row.work, e.question.dtype) for name in e.gpus
+        },  # calculated
     }
 
 
@@ -184,19 +189,24 @@ def _print(e: Explanation) -> None:
         )
     if e.gpus:
         gpus = Table(title="Calculated from published peaks, not measured", title_justify="left")
-        for name in ("GPU", "a step", "tokens/s", "source"):
+        for name in ("GPU", "a step", "M cycles", "tokens/s", "source"):
             gpus.add_column(name, justify="left" if name in ("GPU", "source") else "right")
         for key, seconds in e.gpus.items():
             gpu = GPUS[key]
             gpus.add_row(
-                gpu.name, f"{seconds * 1e3:.3f} ms", f"{q.new_tokens / seconds:.0f}", gpu.source
+                gpu.name,
+                f"{seconds * 1e3:.3f} ms",
+                f"{seconds * gpu.clock / 1e6:.3f}",
+                f"{q.new_tokens / seconds:.0f}",
+                gpu.source,
             )
         console.print(gpus)
     console.print(conclusion(e), highlight=False)
 
 
 def _shown(e: Explanation) -> tuple[list[Row], list[Row]]:
-    """Rows that need or took at least a thousandth, in the order of the model; and the others."""
+    """Rows that need or took at least a thousandth of the whole, in the order of the model; and the
+    others."""
     whole = max(e.needs, sum(row.took or 0.0 for row in e.rows))
     shown = [r for r in e.rows if max(r.needs, r.took or 0.0) >= 0.001 * whole]
     return shown, [r for r in e.rows if r not in shown]

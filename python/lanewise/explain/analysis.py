@@ -18,7 +18,7 @@ from lanewise.explain.work import Work
 
 @dataclass(frozen=True)
 class Row:
-    """The calls of one op at one place of the model, of all layers together.
+    """The calls of one op at one place of the model: of all layers together, or of each.
 
     ``needs`` is the seconds that the limits of this machine ask for, ``took`` what the calls took,
     None where nothing ran.
@@ -68,8 +68,18 @@ def explain(
     gpus: Sequence[str] = tuple(GPUS),
     rounds: int = 3,
     run: bool = True,
+    by_layer: bool = False,
 ) -> Explanation:
     """Counts a step of the model with the config ``values``, and times it where memory allows.
+
+    Args:
+        name: of the model, for the tables.
+        values: of its ``config.json``.
+        question: what is run.
+        gpus: whose published limits the step is divided by, of `GPUS`.
+        rounds: of the run, of which the best counts.
+        run: whether to run it at all.
+        by_layer: a row for each layer's ops, instead of one for those of all.
 
     Raises:
         ValueError: the config is of no model that lanewise has, or the question has no answer.
@@ -96,7 +106,7 @@ def explain(
         records, took = measure(model, question, rounds, between=lambda: cpu.sample(sizes))
     cpu.sample({r.work.activations for r in records if r.work.activations})
     machine = cpu.machine(resident)
-    rows = _rows(records, machine, question.dtype)
+    rows = _rows(records, machine, question.dtype, by_layer)
     return Explanation(
         name,
         question,
@@ -111,10 +121,12 @@ def explain(
     )
 
 
-def _rows(records: Sequence[Record], cpu: Machine, dtype: torch.dtype) -> tuple[Row, ...]:
+def _rows(
+    records: Sequence[Record], cpu: Machine, dtype: torch.dtype, by_layer: bool
+) -> tuple[Row, ...]:
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
-        place = re.sub(r"^layers\.\d+(\.|$)", r"layer\1", record.module)
+        place = re.sub(r"^layers\.(\d+)", r"layer \1" if by_layer else "layer", record.module)
         groups.setdefault((place, record.op, record.shape), []).append(record)
     found = []
     for (place, op, shape), calls in groups.items():

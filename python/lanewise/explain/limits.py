@@ -34,6 +34,10 @@ class Machine:
         moving = streamed / self.bandwidth + work.activations / just_written
         return work.flops / self.flops[dtype], moving
 
+    def cycles(self, work: Work, dtype: torch.dtype) -> float:
+        """Clock cycles that the limit which binds asks for."""
+        return max(self.bounds(work, dtype)) * self.clock
+
 
 class ThisCPU:
     """The CPU at hand with the threads that torch has: the best of a few samples of each limit.
