@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -514,6 +514,49 @@ def test_a_module_trains() -> None:
     with always() as report:
         close(trained(), plain)
     assert set(report.routed) >= {"addmm", "mm", "layer_norm", "scaled_dot_product_attention"}
+
+
+def scaled_twice(norm: str, x: Tensor, scale: Tensor) -> Tensor:
+    """One weight for two norms, the second of which normalizes what the first gave."""
+    if norm == "rms_norm":
+        return F.rms_norm(F.rms_norm(x, (32,), scale).sin(), (32,), scale)
+    return F.layer_norm(F.layer_norm(x, (32,), scale, scale).sin(), (32,), scale)
+
+
+def scaled_by_its_input(norm: str, x: Tensor, scale: Tensor) -> Tensor:
+    weight = x.sum((0, 1)) * scale
+    if norm == "rms_norm":
+        return F.rms_norm(x, (32,), weight)
+    return F.layer_norm(x, (32,), weight, weight)
+
+
+def scaled_by_itself(norm: str, x: Tensor, scale: Tensor) -> Tensor:
+    weight = x[0, 0] * scale
+    if norm == "rms_norm":
+        return F.rms_norm(weight, (32,), weight)
+    return F.layer_norm(weight, (32,), weight, weight)
+
+
+@pytest.mark.parametrize("norm", ["rms_norm", "layer_norm"])
+@pytest.mark.parametrize(
+    "call", [scaled_twice, scaled_by_its_input, scaled_by_itself], ids=lambda c: c.__name__
+)
+def test_second_derivatives_where_operands_depend_on_each_other(
+    call: Callable[..., Tensor], norm: str
+) -> None:
+    x, _, scale = (t.requires_grad_() for t in arguments())
+
+    def results() -> tuple[Tensor, ...]:
+        first = torch.autograd.grad(
+            call(norm, x, scale).square().sum(), (x, scale), create_graph=True
+        )
+        return *first, *torch.autograd.grad(sum(g.square().sum() for g in first), (x, scale))
+
+    plain = results()
+    with always() as report:
+        for a, b in zip(results(), plain, strict=True):
+            close(a, b)
+    assert report.routed[norm]
 
 
 def test_threads_share_the_routing() -> None:

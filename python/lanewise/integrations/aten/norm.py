@@ -80,9 +80,14 @@ Gradients = tuple[Tensor | None, ...]
 def _differentiable_gradients(
     compose: Callable[..., Tensor], tensors: Gradients, needs: Sequence[bool], grad: Tensor
 ) -> Gradients:
-    """The gradients of torch's own `compose(*tensors)`, which have gradients themselves."""
-    needed = [t for t, wanted in zip(tensors, needs, strict=True) if wanted and t is not None]
-    grads = iter(torch.autograd.grad(compose(*tensors), needed, grad, create_graph=True))
+    """The gradients of torch's own `compose(*tensors)`, which have gradients themselves.
+
+    They are taken with respect to aliases: one operand may be computed from another, or be it, and
+    what reaches it by that way is not this function's to count.
+    """
+    aliases = [None if t is None else t.view_as(t) for t in tensors]
+    needed = [t for t, wanted in zip(aliases, needs, strict=True) if wanted and t is not None]
+    grads = iter(torch.autograd.grad(compose(*aliases), needed, grad, create_graph=True))
     return tuple(next(grads) if wanted else None for wanted in needs)
 
 
