@@ -12,6 +12,7 @@ from samples import DIFFERENTIABLE, PUBLIC, Arguments, call, sample
 from strategies import DTYPES, randn
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
 from torch.export import Dim
 
 import lanewise
@@ -420,6 +421,39 @@ def test_a_second_derivative_is_refused(op: str) -> None:
     (grad,) = torch.autograd.grad(out, leaf, create_graph=True)
     with pytest.raises(RuntimeError, match=r"lanewise\.\w+_backward .*gradient"):
         grad.sum().backward()
+
+
+# --- forward mode --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("op", [op for op in PUBLIC if op != "pack_weight"])
+def test_a_tangent_is_refused(op: str, gradients: bool) -> None:
+    """Whichever argument has it, and whether or not there is a gradient too."""
+    arguments = sample(op)
+    for name, value in arguments.items():
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            continue
+        message = rf"lanewise\.{op}: has no derivative in forward mode and {name} has a tangent"
+
+        def with_argument(t: Tensor, name: str = name) -> Outputs:
+            return call(op, {**arguments, name: t})
+
+        tangent = torch.ones_like(value)
+        with torch.set_grad_enabled(gradients), pytest.raises(NotImplementedError, match=message):
+            torch.func.jvp(with_argument, (value,), (tangent,))
+        with torch.set_grad_enabled(gradients), forward_ad.dual_level():
+            dual = forward_ad.make_dual(value, tangent)
+            with pytest.raises(NotImplementedError, match=message):
+                with_argument(dual)
+
+
+@pytest.mark.parametrize("op", PUBLIC)
+def test_constants_are_served_in_forward_mode(op: str) -> None:
+    expected = call(op, sample(op))
+    with forward_ad.dual_level():
+        for a, b in zip(call(op, sample(op)), expected, strict=True):
+            assert_same_bits(a, b)
 
 
 def test_slopes_are_constants_and_say_so() -> None:

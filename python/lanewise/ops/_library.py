@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from lanewise import _host
 
@@ -49,6 +50,43 @@ def require_one_device(op: str, arguments: dict[str, Any]) -> None:
             )
 
 
+class _AutogradKernels(torch.library.Library):
+    """Registers kernels under the key Autograd, all of which refuse tangents: none has a rule for
+    them, and forward mode would go on with zeros."""
+
+    def impl(
+        self,
+        op_name: str,
+        fn: Callable,
+        dispatch_key: str = "",
+        *,
+        with_keyset: bool = False,
+        **options: Any,
+    ) -> None:
+        overload = getattr(ops, op_name).default
+
+        @functools.wraps(fn)
+        def kernel(*args: Any, **kwargs: Any) -> Any:
+            if forward_ad._current_level >= 0:
+                refuse_tangents(overload, args[1:] if with_keyset else args, kwargs)
+            return fn(*args, **kwargs)
+
+        super().impl(op_name, kernel, dispatch_key, with_keyset=with_keyset, **options)
+
+
+_autograd = _AutogradKernels("lanewise", "IMPL")
+
+
+def refuse_tangents(overload: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]) -> None:
+    names = [a.name for a in overload._schema.arguments]
+    for name, value in {**dict(zip(names, args, strict=False)), **kwargs}.items():
+        if isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+            raise NotImplementedError(
+                f"lanewise.{overload._opname}: has no derivative in forward mode and {name} has a "
+                "tangent: use torch's own operators there, or reverse mode"
+            )
+
+
 def register_autograd(op: str, backward: Callable, setup_context: Callable) -> None:
     """Makes an op differentiable.
 
@@ -63,7 +101,9 @@ def register_autograd(op: str, backward: Callable, setup_context: Callable) -> N
         ctx.needs_input_grad = (*needs, *(False,) * (positional - len(needs)))
         return backward(ctx, *grads)
 
-    torch.library.register_autograd(f"lanewise::{op}", padded, setup_context=setup_context)
+    torch.library.register_autograd(
+        f"lanewise::{op}", padded, setup_context=setup_context, lib=_autograd
+    )
 
 
 def register_twin(op: str, twin: str) -> None:
@@ -80,7 +120,7 @@ def register_twin(op: str, twin: str) -> None:
         with torch._C._AutoDispatchBelowAutograd():
             return overload(*args, **kwargs)
 
-    torch.library.impl(f"lanewise::{op}", "Autograd")(kernel)
+    _autograd.impl(op, kernel, "Autograd")
 
 
 def register_no_gradient(op: str) -> None:
@@ -102,13 +142,13 @@ def register_no_gradient(op: str) -> None:
             with torch._C._AutoDispatchBelowAutograd():
                 return overload(*args, **kwargs)
 
-        torch.library.impl(f"lanewise::{op}", "Autograd")(kernel)
+        _autograd.impl(op, kernel, "Autograd")
         return
 
     def backward(ctx: Any, *grads: torch.Tensor) -> None:
         raise RuntimeError(f"lanewise.{op} has no gradient: its inputs must not require one")
 
-    torch.library.register_autograd(f"lanewise::{op}", backward)
+    torch.library.register_autograd(f"lanewise::{op}", backward, lib=_autograd)
 
 
 def register_autocast(op: str, cast: tuple[str, ...], *, widest: bool = False) -> None:
