@@ -327,20 +327,77 @@ def test_a_wrapped_forward_is_called():
         assert relative(model(ids, use_cache=True).logits, twin(ids).logits) < 1e-5
 
 
-def test_hidden_states_and_attentions():
-    model = make("gemma3")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_states_and_attentions(family):
+    """As transformers' own, whose attention computes them; whatever the model had before."""
+    model = make(family)
     twin = eager_twin(model)
     lanewise.optimize(model, pack=True)
     ids = prompts()
-    with torch.no_grad():
-        ours, theirs = (
-            m(ids, output_hidden_states=True, use_cache=True).hidden_states for m in (model, twin)
+    for mask in (None, left_padding(ids)):
+        with torch.no_grad():
+            ours, theirs = (
+                m(ids, attention_mask=mask, output_hidden_states=True, output_attentions=True)
+                for m in (model, twin)
+            )
+        rows = 1 if mask is not None else slice(None)  # padding's states have no meaning
+        assert len(ours.hidden_states) == len(theirs.hidden_states) == 4
+        assert len(ours.attentions) == len(theirs.attentions) == 3
+        pairs = zip(
+            (*ours.hidden_states, *ours.attentions),
+            (*theirs.hidden_states, *theirs.attentions),
+            strict=True,
         )
-        assert len(ours) == len(theirs) == 4
-        assert all(relative(a, b) < 1e-5 for a, b in zip(ours, theirs, strict=True))
-        model.set_attn_implementation("eager")  # which hands attention back to the model's own code
-        ours, theirs = (m(ids, output_attentions=True).attentions for m in (model, twin))
-        assert all(relative(a, b) < 1e-5 for a, b in zip(ours, theirs, strict=True))
+        assert all(a.shape == b.shape and relative(a[rows], b[rows]) < 1e-5 for a, b in pairs)
+    model.set_attn_implementation("eager")  # which hands attention back to the model's own code
+    with torch.no_grad():
+        handed_back = model(ids, attention_mask=mask, output_attentions=True).attentions
+    assert all(
+        relative(a[1], b[1]) < 1e-5 for a, b in zip(handed_back, ours.attentions, strict=True)
+    )
+
+
+def test_attentions_by_the_config():
+    model = make("llama")
+    model.set_attn_implementation("eager")
+    model.config.output_attentions = True
+    twin = copy.deepcopy(model)
+    lanewise.optimize(model, pack=True)
+    ids = prompts()
+    with torch.no_grad():
+        ours, theirs = (m(ids).attentions for m in (model, twin))
+    assert len(ours) == len(theirs) == 3
+    assert all(relative(a, b) < 1e-5 for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("asked", ["output_hidden_states", "output_attentions"])
+@pytest.mark.parametrize("family", DECODERS)
+def test_the_layers_are_fused_again_after_intermediate_outputs(family, asked, fused_calls):
+    model = make(family)
+    lanewise.optimize(model, pack=True)
+    ids = prompts()
+    with torch.no_grad():
+        plain = model(ids, use_cache=True).logits
+        model(ids, use_cache=True, **{asked: True})
+        fused_calls.clear()
+        assert torch.equal(model(ids, use_cache=True).logits, plain)
+        assert len(fused_calls) == 3
+        assert len(model(ids, use_cache=True, output_hidden_states=True).hidden_states) == 4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_forward_mode(family):
+    model = make(family)
+    twin = eager_twin(model)
+    lanewise.optimize(model, pack=True)
+    generator = torch.Generator().manual_seed(2)
+    embeddings, tangent = torch.randn(2, 2, 7, 32, generator=generator)
+    ours, theirs = (
+        torch.func.jvp(lambda x, m=m: m(inputs_embeds=x).logits, (embeddings,), (tangent,))[1]
+        for m in (model, twin)
+    )
+    assert theirs.abs().max() > 0
+    assert relative(ours, theirs) < 1e-5
 
 
 def test_autocast_is_torchs():

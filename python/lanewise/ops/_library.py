@@ -50,6 +50,15 @@ def require_one_device(op: str, arguments: dict[str, Any]) -> None:
             )
 
 
+def in_transform() -> bool:
+    """Whether forward mode or a transform of ``torch.func`` follows the calls: the ops have no
+    rules for them."""
+    if torch.compiler.is_compiling():
+        return False
+    stack = torch._C._functorch.peek_interpreter_stack()  # type: ignore[attr-defined]
+    return forward_ad._current_level >= 0 or stack is not None
+
+
 class _AutogradKernels(torch.library.Library):
     """Registers kernels under the key Autograd, all of which refuse tangents: none has a rule for
     them, and forward mode would go on with zeros."""

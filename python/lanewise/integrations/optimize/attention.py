@@ -14,7 +14,7 @@ from lanewise.integrations.optimize.cache import append
 from lanewise.integrations.optimize.linear import Linear, PackedReplacement, project, skipped
 from lanewise.integrations.optimize.rotary import half_tables
 from lanewise.integrations.optimize.serving import autocasts, served, without_autograd
-from lanewise.integrations.optimize.swap import plain
+from lanewise.integrations.optimize.swap import captured, plain
 from lanewise.nn.attention import _joint_bias
 
 IMPLEMENTATION = "lanewise"
@@ -59,13 +59,15 @@ class Attention(PackedReplacement):
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: Any
-    ) -> Tensor:
-        """q [B, H, S, D], k, v [B, Hkv, T, D] → [B, S, H * D]."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """q [B, H, S, D], k, v [B, Hkv, T, D] → [B, S, H * D], and the weights [B, H, S, T] if this
+        call is to return them."""
         interface = AttentionInterface()[IMPLEMENTATION]
         options["dropout"] = self.dropout_rate()
+        options["weights"] = options.pop("output_attentions", None) or captured("attentions")
         with without_autograd():
-            out, _ = interface(self, q, k, v, mask, scaling=self.scaling, **options)
-            return out.flatten(2)
+            out, weights = interface(self, q, k, v, mask, scaling=self.scaling, **options)
+            return out.flatten(2), weights
 
     # The projections, packed as one.
 
@@ -137,7 +139,7 @@ class RotaryAttention(Attention):
         q, k = self._rotated(q, k, cos, sin)
         if cache is not None:
             k, v = append(cache, k, v, self.layer_idx)
-        out = self.attend(
+        out, weights = self.attend(
             q,
             k,
             v,
@@ -146,7 +148,7 @@ class RotaryAttention(Attention):
             softcap=getattr(self, "attn_logit_softcapping", None),
             **kwargs,
         )
-        return project(self.o_proj, out, residual), None
+        return project(self.o_proj, out, residual), weights
 
     def dropout_rate(self) -> float:
         return self.attention_dropout if self.training else 0.0
@@ -213,13 +215,12 @@ class GPT2Attention(Attention):
                 **kwargs,
             )
             return (out if residual is None else out + residual), weights
-        kwargs.pop("output_attentions", None)
         qkv = self.c_attn(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         q, k, v = qkv.chunk(3, dim=1)
         if cache is not None:
             k, v = append(cache, k, v, self.layer_idx)
-        out = self.attend(q, k, v, attention_mask, **kwargs)
-        return project(self.c_proj, out, residual), None
+        out, weights = self.attend(q, k, v, attention_mask, **kwargs)
+        return project(self.c_proj, out, residual), weights
 
 
 class BertSelfAttention(Attention):
@@ -244,7 +245,7 @@ class BertSelfAttention(Attention):
         q, k, v = self.heads(hidden_states, self.attention_head_size)
         if cache is not None:
             k, v = append(cache, k, v, self.layer_idx)
-        return self.attend(q, k, v, attention_mask, **kwargs), None
+        return self.attend(q, k, v, attention_mask, **kwargs)
 
 
 def _is_encoder_decoder(cache: Any) -> bool:

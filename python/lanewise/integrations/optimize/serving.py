@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from lanewise.integrations.optimize.swap import unobserved
+from lanewise.ops._library import in_transform
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -21,16 +22,9 @@ def served(x: Tensor, weight: Tensor | None = None) -> bool:
     """
     if x.device.type != "cpu" or x.dtype not in DTYPES:
         return False
-    if x.layout is not torch.strided or x.is_nested or _transforms():
+    if x.layout is not torch.strided or x.is_nested or in_transform():
         return False
     return weight is None or (weight.dtype is x.dtype and weight.device == x.device)
-
-
-def _transforms() -> bool:
-    if torch.compiler.is_compiling():
-        return False
-    stack = torch._C._functorch.peek_interpreter_stack()  # type: ignore[attr-defined]
-    return forward_ad._current_level >= 0 or stack is not None
 
 
 def autocasts() -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lanewise import ops
 from lanewise.integrations.transformers.mask import pattern_of
+from lanewise.ops._library import in_transform
 
 # Keywords of transformers' models that change the result and that nothing here can honour.
 _UNSERVED = {
@@ -33,8 +34,9 @@ def attention_forward(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     position_bias: Tensor | None = None,
+    weights: bool = False,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor | None]:
     """transformers' attention interface on `lanewise.attention`.
 
     Args:
@@ -53,15 +55,17 @@ def attention_forward(
         softcap: cap of the scores.
         s_aux: ``[H]``, one more logit per head, without a value.
         position_bias: added to the scores, broadcastable to ``[B, H, Sq, Sk]``.
+        weights: whether to return the attention weights; plain torch computes then, as it does in
+            forward mode and the transforms of ``torch.func``.
 
     Without a mask, ``cu_seq_lens_q`` and ``cu_seq_lens_k`` among the keywords are the bounds of
     sequences packed into a batch of one. Other keywords are not about attention.
 
     Returns:
-        ``[B, Sq, H, Dv]``, contiguous, and None for the weights, which never exist.
+        ``[B, Sq, H, Dv]``, contiguous, and ``weights`` ``[B, H, Sq, Sk]`` or None.
 
     Raises:
-        ValueError: if weights are asked for, or sparse attention, or sinks of each query.
+        ValueError: if transformers asks for weights, or sparse attention, or sinks of each query.
         RuntimeError: from `lanewise.attention`.
     """
     _require_served(kwargs)
@@ -70,7 +74,7 @@ def attention_forward(
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         if sliding_window is not None:
             window_left = window_right = sliding_window - 1
-    elif (pattern := pattern_of(attention_mask, query.shape[2], key.shape[2])) is not None:
+    elif not weights and (pattern := pattern_of(attention_mask, query.shape[2], key.shape[2])):
         attention_mask = pattern.padding
         causal = pattern.causal
         window_left, window_right = pattern.window_left, pattern.window_right
@@ -86,20 +90,22 @@ def attention_forward(
         "scale": scaling,
     }
     if attention_mask is None and kwargs.get("cu_seq_lens_q") is not None:
-        if dropout or position_bias is not None:
+        if dropout or weights or position_bias is not None:
             raise ValueError(
                 'attn_implementation="lanewise": sequences packed by cu_seq_lens_q must come '
-                "without dropout and position_bias, or with position_ids instead"
+                "without dropout, weights and position_bias, or with position_ids instead"
             )
         return _packed_attention(query, key, value, s_aux, kwargs, options), None
 
     bias = _join(attention_mask, position_bias)
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
-    if dropout:
-        out = attention_with_dropout(query, key, value, bias, s_aux, dropout, **options)
+    kept: Tensor | None = None
+    if dropout or weights or in_transform():
+        out, probabilities = composed_attention(query, key, value, bias, s_aux, dropout, **options)
+        kept = probabilities if weights else None
     else:
         out, _ = ops.attention(query, key, value, bias, s_aux, **options)
-    return out.transpose(1, 2).contiguous(), None
+    return out.transpose(1, 2).contiguous(), kept
 
 
 def _require_served(kwargs: dict[str, Any]) -> None:
@@ -144,7 +150,7 @@ def _packed_attention(
     return out[None]
 
 
-def attention_with_dropout(
+def composed_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -157,8 +163,9 @@ def attention_with_dropout(
     window_right: int,
     softcap: float,
     scale: float | None,
-) -> Tensor:
-    """`lanewise.attention`'s out with weights dropped, in plain torch operations.
+) -> tuple[Tensor, Tensor]:
+    """`lanewise.attention`'s out with weights dropped, and these weights, in plain torch
+    operations.
 
     torch's own CPU path leaves its fused kernel for dropout too. The steps and their dtypes are
     those of the "eager" functions, which therefore drop the same weights at the same seed.
@@ -185,4 +192,5 @@ def attention_with_dropout(
         scores = torch.cat((scores, column), dim=-1)
 
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
-    return F.dropout(weights[..., : k.shape[2]], dropout) @ v
+    weights = F.dropout(weights[..., : k.shape[2]], dropout)
+    return weights @ v, weights
