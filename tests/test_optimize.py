@@ -120,6 +120,23 @@ def test_a_copied_cache_goes_its_own_way(family, fused_calls):
     assert len(fused_calls) == 5 * 3
 
 
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_a_cache_goes_on_in_another_mode(family, pack):
+    model = make(family)
+    twin = eager_twin(model)
+    lanewise.optimize(model, pack=pack)
+    ids = prompts(length=5)
+    modes = [torch.inference_mode, torch.no_grad, torch.inference_mode, torch.enable_grad]
+    with torch.inference_mode():
+        cache = model(ids[:, :1], use_cache=True).cache
+    for at, mode in enumerate(modes, start=1):
+        with mode():
+            out = model(ids[:, at : at + 1], cache=cache).logits
+    with torch.no_grad():
+        assert relative(out, twin(ids).logits[:, -1:]) < 1e-5
+
+
 def test_a_cache_of_another_batch_is_refused():
     model = make("llama")
     lanewise.optimize(model)

@@ -120,4 +120,5 @@ def _check_alike(name: str, held: Tensor, new: Tensor) -> None:
 
 def _buffer(tokens: Tensor, capacity: int) -> Tensor:
     batch, heads, _, dim = tokens.shape
-    return tokens.new_empty(batch, capacity, heads, dim)
+    with torch.inference_mode(False):  # a buffer made inside could only be written to inside
+        return tokens.new_empty(batch, capacity, heads, dim)
