@@ -729,3 +729,20 @@ def test_examples_of_the_page_run(capsys: pytest.CaptureFixture[str]) -> None:
     exec("\n".join(examples), {})
     shown = re.findall(r"^    (\S+\.weight)$", page, re.MULTILINE)
     assert capsys.readouterr().out.split() == shown
+
+
+def test_weights_that_are_computed_are_not_packed() -> None:
+    attention = Attention(8, 2).eval()
+    nn.utils.parametrizations.weight_norm(attention.q_proj)
+    x = torch.randn(2, 3, 8)
+    expected = attention(x)
+    pack(attention)
+    assert attention.packed_weight is None
+    assert attention.k_proj.packed_weight is not None
+    with torch.no_grad():
+        torch.testing.assert_close(attention(x), expected)
+    copy.deepcopy(attention)
+    with pytest.raises(
+        RuntimeError, match=r"lanewise\.nn\.ParametrizedLinear: its weights must be"
+    ):
+        attention.q_proj.pack()

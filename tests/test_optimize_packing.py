@@ -8,6 +8,7 @@ import pytest
 import torch
 from optimized_models import eager_twin, make, prompts, relative
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 import lanewise
 
@@ -144,6 +145,52 @@ def test_projections_are_packed_once():
     sizes = dict(model.named_buffers())
     # Panels are padded, which at these sizes is most of it: each weight is there once, not twice.
     assert weights * 4 < sum(sizes[name].numel() for name in names) < 2 * weights * 4
+
+
+COMPUTED = [
+    nn.utils.parametrizations.weight_norm,
+    nn.utils.parametrizations.spectral_norm,
+    pytest.param(nn.utils.weight_norm, marks=pytest.mark.filterwarnings("ignore::FutureWarning")),
+    nn.utils.spectral_norm,
+    lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+]
+COMPUTED_IDS = ["weight_norm", "spectral_norm", "hooked_weight_norm", "hooked_spectral", "pruning"]
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("compute", COMPUTED, ids=COMPUTED_IDS)
+def test_weights_that_are_computed_on_optimised_layers(compute, pack):
+    """Parametrized, normed by a hook or pruned: such weights are not packed, and can be undone."""
+    model = make("llama")
+    twin = eager_twin(model)
+    lanewise.optimize(model, pack=pack)
+    ids = prompts()
+    with torch.no_grad():
+        outputs(model, ids)
+    for m in (model, twin):
+        layer = m.model.layers[1]
+        for module in (layer.self_attn.k_proj, layer.mlp.up_proj, m.lm_head):
+            torch.manual_seed(0)
+            compute(module)
+        m.eval()
+    expected = outputs(twin, ids)
+    assert relative(outputs(model, ids), expected) < 1e-5
+    if pack:
+        lanewise.nn.pack(model)
+        assert "lm_head.packed_weight" not in packed(model)
+        assert "model.layers.1.self_attn.q_proj.packed_weight" in packed(model)
+        assert relative(outputs(model, ids), expected) < 1e-5
+        assert relative(outputs(copy.deepcopy(model), ids), expected) < 1e-5
+    lanewise.unoptimize(model)
+    model.set_attn_implementation("eager")
+    assert [type(m).__mro__[-3:] for m in model.modules()] == [
+        type(m).__mro__[-3:] for m in twin.modules()
+    ]
+    assert torch.equal(outputs(model, ids), expected)
+    if parametrize.is_parametrized(model.lm_head):
+        parametrize.remove_parametrizations(model.lm_head, "weight")
+        assert type(model.lm_head) is nn.Linear
+        assert relative(outputs(model, ids), expected) < 1e-5
 
 
 def test_released_weights():

@@ -12,7 +12,7 @@ from typing_extensions import Self
 from lanewise import ops
 from lanewise.nn.cache import LayerCache
 from lanewise.nn.linear import Linear, fuses, project
-from lanewise.nn.packing import Packing
+from lanewise.nn.packing import Packing, holds_weight
 from lanewise.nn.position import RotaryEmbedding
 
 
@@ -89,7 +89,8 @@ class Attention(Packing):
 
     def _owners(self) -> tuple[nn.Linear, ...]:
         projections = (self.q_proj, self.k_proj, self.v_proj)
-        return projections if fuses(*projections) else ()
+        ours = fuses(*projections) and all(map(holds_weight, projections))
+        return projections if ours else ()
 
     def _sources(self) -> tuple[Tensor, ...]:
         owners = self._owners()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lanewise import ops
-from lanewise.nn.packing import Packing
+from lanewise.nn.packing import Packing, holds_weight
 
 # The same functions as in the ops' epilogue, for modules that have no such epilogue.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -66,7 +66,7 @@ class Linear(Packing, nn.Linear):
         self.unpack()
 
     def _owners(self) -> tuple[nn.Linear, ...]:
-        return (self,)
+        return (self,) if holds_weight(self) else ()
 
     def forward(
         self, input: Tensor, residual: Tensor | None = None, *, activation: str | None = None

@@ -58,9 +58,14 @@ class Packing(nn.Module):
 
         Raises:
             RuntimeError: the weights have a dtype or device that ``lanewise.pack_weight`` does not
-                take, or were released.
+                take, were released, or are made anew for every call.
         """
         self._require_weights()
+        if not self._owners():
+            raise RuntimeError(
+                f"lanewise.nn.{type(self).__name__}: its weights must be parameters of lanewise "
+                "layers to be packed, and adapters or parametrizations make them"
+            )
         with torch.no_grad():
             packed = ops.pack_weight(self._matrix())
         self.register_buffer("packed_weight", packed, persistent=False)
@@ -160,6 +165,12 @@ class Packing(nn.Module):
         return {**self.__dict__, "_buffers": buffers, "_packed_from": ()}
 
 
+def holds_weight(layer: nn.Module) -> bool:
+    """Whether the layer's weight is a parameter, and not made anew for every call, as by a
+    parametrization, weight norm or pruning."""
+    return layer._parameters.get("weight") is not None
+
+
 def version_of(weight: Tensor) -> int:
     # Tensors made in inference mode do not count their changes.
     return 0 if weight.is_inference() else weight._version
@@ -215,6 +226,9 @@ def pack(module: ModuleT, *, release: bool = False) -> ModuleT:
     found = packings(module)
     for child in found:  # before the first one lets go of anything
         child._require_packable()
+    for other in module.modules():
+        if isinstance(other, Packing) and other not in found and other.packed_weight is not None:
+            other.unpack()  # its weights are packed with others' now, or not at all
     for child in found:
         child.pack(release=release)
     return module

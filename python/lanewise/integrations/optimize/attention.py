@@ -16,6 +16,7 @@ from lanewise.integrations.optimize.rotary import half_tables
 from lanewise.integrations.optimize.serving import autocasts, served, without_autograd
 from lanewise.integrations.optimize.swap import captured, plain
 from lanewise.nn.attention import _joint_bias
+from lanewise.nn.packing import holds_weight
 
 IMPLEMENTATION = "lanewise"
 
@@ -76,7 +77,7 @@ class Attention(PackedReplacement):
 
     def _owners(self) -> tuple[nn.Linear, ...]:
         layers = self._layers()
-        ours = all(isinstance(layer, Linear) for layer in layers) and plain(*layers)
+        ours = plain(*layers) and all(isinstance(x, Linear) and holds_weight(x) for x in layers)
         return tuple(layers) if ours else ()
 
     def _sources(self) -> tuple[Tensor, ...]:

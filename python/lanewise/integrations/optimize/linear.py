@@ -13,7 +13,7 @@ from lanewise import ops
 from lanewise.integrations.optimize.serving import autocasts, served, without_autograd
 from lanewise.integrations.optimize.swap import Replacement, plain, unobserved
 from lanewise.nn.linear import ACTIVATIONS
-from lanewise.nn.packing import Packing
+from lanewise.nn.packing import Packing, holds_weight
 
 
 class PackedReplacement(Replacement, Packing):
@@ -63,7 +63,10 @@ class Linear(PackedReplacement):
     bias: Tensor | None
 
     def _owners(self) -> tuple[nn.Linear, ...]:
-        return (self,)  # type: ignore[return-value]  # has what is asked of it
+        return (self,) if holds_weight(self) else ()  # type: ignore[return-value]
+
+    def _matrix(self) -> Tensor:
+        return self.weight
 
     def forward(
         self, input: Tensor, residual: Tensor | None = None, *, activation: str = "none"

@@ -64,9 +64,21 @@ def replace(module: nn.Module, mixin: type[Replacement]) -> None:
 
 
 def restore(module: Replacement) -> None:
-    """Undoes `replace`."""
+    """Undoes `replace`. What came on top of the stand-in since (a parametrization, a wrapper for
+    sharding) comes on top of the original."""
     module.withdraw()
-    module.__class__ = module.original  # type: ignore[assignment]
+    ours = stand_in(module.mixin, module.original)  # type: ignore[arg-type]
+    module.__class__ = _rebased(type(module), ours, module.original)
+
+
+def _rebased(cls: Any, ours: type[Replacement], original: type[nn.Module]) -> Any:
+    """``cls`` with ``original`` in the place of ``ours``."""
+    if cls is ours:
+        return original
+    if not issubclass(cls, ours):
+        return cls
+    bases = tuple(_rebased(base, ours, original) for base in cls.__bases__)
+    return type(cls)(cls.__name__, bases, dict(vars(cls)))
 
 
 def plain(*modules: nn.Module) -> bool:
