@@ -19,6 +19,7 @@ from lanewise.explain.run import Question
 from lanewise.models.config import read_config
 
 _WIDTH = 170
+_NOISE = 0.25  # of the multiply-add rate: more than a quiet machine moves
 
 
 def run(
@@ -97,6 +98,7 @@ def document(e: Explanation) -> dict[str, Any]:
             "flops": e.cpu.flops[e.question.dtype],
             "bandwidth": e.cpu.bandwidth,
             "clock": e.cpu.clock,
+            "noise": e.cpu.noise,
         },
         "rows": [_row(e, row) for row in e.rows],
         "total": {
@@ -178,6 +180,12 @@ def _print(e: Explanation) -> None:
         "took are millions of clock cycles",
         highlight=False,
     )
+    if e.cpu.noise > _NOISE:
+        console.print(
+            f"noisy: the multiply-adds fell to {1 - e.cpu.noise:.0%} of their best during the run, "
+            "as they do where other processes work",
+            highlight=False,
+        )
     if e.took is None:
         console.print(f"not run: {e.unmeasured}", highlight=False)
     else:

@@ -26,6 +26,7 @@ class Machine:
     clock: float
     source: str
     caches: Mapping[int, float] = field(default_factory=dict)
+    noise: float = 0.0  # how far below the best multiply-add rate the least one lay
 
     def bounds(self, work: Work, dtype: torch.dtype) -> tuple[float, float]:
         """Seconds that computing and that moving asks for at least."""
@@ -48,13 +49,13 @@ class ThisCPU:
 
     def __init__(self) -> None:
         self._threads, self._isa = torch.get_num_threads(), _host.isa()
-        self._flops = self._clock = 0.0
+        self._rates: list[float] = []
+        self._clock = 0.0
         self._bandwidths: dict[int, float] = {}
 
     def sample(self, sizes: Iterable[float]) -> None:
         """Measures every limit once more, reading over arrays of about these ``sizes``."""
-        rate = _host.fma_rate(self._isa, self._threads, PROBE_SECONDS)
-        self._flops = max(self._flops, 1e9 * rate)
+        self._rates.append(1e9 * _host.fma_rate(self._isa, self._threads, PROBE_SECONDS))
         self._clock = max(self._clock, 1e9 * _host.clock_rate(PROBE_SECONDS))
         for size in {_rounded(size) for size in sizes}:
             gigabytes = _host.read_bandwidth(self._isa, self._threads, size, PROBE_SECONDS)
@@ -62,13 +63,15 @@ class ThisCPU:
 
     def machine(self, resident: float) -> Machine:
         """What the samples say. ``resident``: the bytes of weights and cache that a step reads."""
+        best = max(self._rates)
         return Machine(
             name=f"this CPU, {self._isa}, {self._threads} threads",
-            flops=dict.fromkeys((torch.float32, torch.bfloat16, torch.float16), self._flops),
+            flops=dict.fromkeys((torch.float32, torch.bfloat16, torch.float16), best),
             bandwidth=self._bandwidths[_rounded(resident)],
             clock=self._clock,
             source="measured",
             caches=self._bandwidths,
+            noise=1 - min(self._rates) / best,
         )
 
 
