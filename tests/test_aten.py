@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
@@ -19,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import lanewise
-from lanewise.integrations.aten import ROUTED, attention, gemm, norm, worth
+from lanewise.integrations.aten import ROUTED, attention, gemm, norm, override, worth
 from lanewise.integrations.aten.reason import SERVED, TORCH_IS_FASTER
 from lanewise.integrations.aten.scope import OVERRIDES
 
@@ -45,7 +49,13 @@ def _what_pays_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _torch_is_itself_again() -> Iterator[None]:
+def _other_threads_are_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that compilers leave behind: torch's kernels may be put back."""
+    monkeypatch.setattr(override, "_alone", lambda: True)
+
+
+@pytest.fixture(autouse=True)
+def _torch_is_itself_again(_other_threads_are_idle: None) -> Iterator[None]:
     yield
     lanewise.disable()
     assert kernels() == PLAIN
@@ -576,6 +586,106 @@ def test_threads_share_the_routing() -> None:
     for result in results:
         close(result, plain)
     assert report.routed["rms_norm"] <= 80
+
+
+def test_switching_while_other_threads_compute() -> None:
+    code = """
+        import threading, torch, lanewise
+
+        def compute():
+            x = torch.ones(4, 16, 16)
+            while not done.is_set():
+                torch.mm(x[0], x[1]); torch.bmm(x, x); torch.rms_norm(x, (16,))
+                torch.nn.functional.layer_norm(x, (16,))
+
+        torch.set_num_threads(1)
+        done = threading.Event()
+        threads = [threading.Thread(target=compute) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for only in [None, ["mm"], ["bmm", "rms_norm"]] * 200:
+            with lanewise.use(only):
+                done.wait(0.001)
+        done.set()
+        for thread in threads:
+            thread.join()
+        with lanewise.use():
+            pass
+        assert "lanewise" not in torch._C._dispatch_dump_table("aten::mm")
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+def test_kernels_that_stay_pass_calls_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = a_large_product()
+    with monkeypatch.context() as patch:
+        patch.setattr(override, "_alone", lambda: False)
+        with lanewise.use() as report:
+            pass
+        assert kernels() != PLAIN
+        assert torch.equal(a_large_product(), expected)
+        assert not report.calls
+        with lanewise.use() as report:
+            a_large_product()
+        assert report.routed == {"mm": 1}
+    with lanewise.use(only=["bmm"]):
+        pass
+    assert kernels() == PLAIN
+
+
+@contextmanager
+def another_library() -> Iterator[list[str]]:
+    """One that stands in for mm too, and calls the kernel that was there; the calls it saw."""
+    seen: list[str] = []
+    below = torch.library.get_kernel(aten.mm.default, "CPU").call_boxed
+
+    def mm(keyset: torch._C.DispatchKeySet, a: Tensor, b: Tensor) -> Tensor:
+        seen.append("mm")
+        return below(keyset, a, b)
+
+    library = torch.library.Library("aten", "IMPL")
+    library.impl(aten.mm.default, mm, "CPU", with_keyset=True)
+    try:
+        yield seen
+    finally:
+        library._destroy()
+
+
+@pytest.mark.filterwarnings("ignore:Warning only once for all operators")
+def test_another_librarys_kernels() -> None:
+    with another_library() as seen:  # under lanewise's, which serve the call
+        with lanewise.use() as report:
+            a_large_product()
+            torch.mm(torch.ones(2, 2), torch.ones(2, 2))  # or leave it to the other
+        assert report.routed == {"mm": 1}
+        assert len(seen) == 1
+        a_large_product()
+        assert len(seen) == 2
+    with lanewise.use() as report:
+        library = another_library()
+        seen = library.__enter__()
+        a_large_product()  # over lanewise's, which it calls
+        assert report.routed == {"mm": 1}
+    a_large_product()
+    assert len(seen) == 2
+    assert report.routed == {"mm": 1}
+    library.__exit__(None, None, None)
+    with lanewise.use(only=["bmm"]):
+        pass
+    assert kernels() == PLAIN
+
+
+@pytest.mark.filterwarnings("ignore:Warning only once for all operators")
+def test_a_library_that_is_unloaded_under_lanewise() -> None:
+    small = torch.ones(2, 2)
+    with another_library():
+        lanewise.enable()
+    with pytest.raises(
+        RuntimeError, match=r"kernel of aten::mm .* was unloaded: call lanewise\.dis"
+    ):
+        torch.mm(small, small)
+    lanewise.disable()
+    torch.mm(small, small)
 
 
 @pytest.mark.parametrize("served", [True, False])

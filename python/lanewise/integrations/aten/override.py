@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,52 +41,98 @@ class Override:
     heavy: Callable[..., Any] | None = None
 
 
+class _Kernel:
+    """What stands in torch's table for an override, which it serves while it is in force."""
+
+    def __init__(self, override: Override) -> None:
+        self.override = override
+        self.in_force = False
+        self.original = torch.library.get_kernel(override.overload, override.key).call_boxed
+
+    def is_topmost(self) -> bool:
+        """Whether no other library has put a kernel over it, which may call it."""
+        table = torch._C._dispatch_dump_table(self.override.overload.name())
+        row = next(r for r in table.splitlines() if r.startswith(f"{self.override.key}:"))
+        return f"{__file__}:" in row
+
+
 class Overrides:
-    """The overrides in force, and the report that counts their calls."""
+    """The overrides in force, and the report that counts their calls.
+
+    torch's table of kernels has no lock for readers: a kernel that is taken out while another
+    thread looks it up, or is in it, is freed under its feet. So it only is where there is no other
+    thread, nor a library whose kernel may call it; else it stays and passes calls on.
+    """
 
     def __init__(self) -> None:
         self.report = Report()
-        self._overrides: Sequence[Override] = ()
+        self._kernels: dict[Override, _Kernel] = {}
         self._library: torch.library.Library | None = None
 
     def replace(self, overrides: Sequence[Override]) -> None:
-        if overrides == self._overrides:
-            return
+        if self._kernels.keys() - overrides and self._may_remove():
+            self._remove()
+        try:
+            self._add([o for o in overrides if o not in self._kernels])
+        except BaseException:
+            self._remove()
+            raise
+        for override, kernel in self._kernels.items():
+            kernel.in_force = override in overrides
+
+    def _may_remove(self) -> bool:
+        return _alone() and all(kernel.is_topmost() for kernel in self._kernels.values())
+
+    def _remove(self) -> None:
         if self._library is not None:
             self._library._destroy()
-            self._library, self._overrides = None, ()
+        self._library, self._kernels = None, {}
+
+    def _add(self, overrides: Sequence[Override]) -> None:
         if not overrides:
             return
-        library = torch.library.Library("aten", "IMPL")
-        try:
-            with warnings.catch_warnings():  # that a kernel is overridden is what we mean to do
-                warnings.simplefilter("ignore")
-                for override in overrides:
-                    kernel = self._kernel(override)
-                    library.impl(override.overload, kernel, override.key, with_keyset=True)
-        except BaseException:
-            library._destroy()
-            raise
-        self._library, self._overrides = library, overrides
+        if self._library is None:
+            self._library = torch.library.Library("aten", "IMPL")
+        with warnings.catch_warnings():  # that a kernel is overridden is what we mean to do
+            warnings.simplefilter("ignore")
+            for override in overrides:
+                kernel = _Kernel(override)
+                function = self._function(kernel)
+                self._library.impl(override.overload, function, override.key, with_keyset=True)
+                self._kernels[override] = kernel
 
-    def _kernel(self, override: Override) -> Callable[..., Any]:
-        original = torch.library.get_kernel(override.overload, override.key).call_boxed
+    def _function(self, kernel: _Kernel) -> Callable[..., Any]:
+        override, original = kernel.override, kernel.original
         decline, serve, heavy = override.decline, override.serve, override.heavy
         name, tiny, too_small = override.name, override.tiny, (override.name, TOO_SMALL)
 
-        def kernel(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Any:
-            if tiny(*args):
-                self.report.calls[too_small] += 1
+        def function(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Any:
+            if kernel.in_force:
+                if tiny(*args):
+                    self.report.calls[too_small] += 1
+                else:
+                    reason = decline(*args, **kwargs)
+                    self.report.calls[name, reason] += 1
+                    if reason is SERVED:
+                        return serve(*args, **kwargs)
+                    if heavy is not None and reason is TORCH_IS_FASTER:
+                        return heavy(*args, **kwargs)
+            try:
                 return original(keyset, *args, **kwargs)
-            reason = decline(*args, **kwargs)
-            self.report.calls[name, reason] += 1
-            if reason is SERVED:
-                return serve(*args, **kwargs)
-            if heavy is not None and reason is TORCH_IS_FASTER:
-                return heavy(*args, **kwargs)
-            return original(keyset, *args, **kwargs)
+            except RuntimeError as error:
+                if "SafeKernelFunction has been invalidated" not in str(error):
+                    raise
+                raise RuntimeError(
+                    f"lanewise.enable: the kernel of {override.overload.name()} that was there "
+                    "before must stay while routing is on, and its library was unloaded: call "
+                    "lanewise.disable() before that, and enable() after it"
+                ) from error
 
-        return kernel
+        return function
+
+
+def _alone() -> bool:
+    return threading.active_count() == 1
 
 
 ISA = _host.isa()

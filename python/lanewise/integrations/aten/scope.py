@@ -37,8 +37,8 @@ _overrides = Overrides()
 def enable() -> Report:
     """Routes torch's CPU ops to lanewise in this process, until :func:`disable`.
 
-    Idempotent. Call it while no other thread computes: torch's table of kernels has no lock for
-    readers.
+    Idempotent. Best called before other threads compute: torch's table of kernels has no lock for
+    readers, so what is in it is not taken out again while there are any.
 
     Returns:
         The :class:`Report` of all calls since the first `enable`.
@@ -55,7 +55,9 @@ def enable() -> Report:
 def disable() -> None:
     """Undoes :func:`enable`: torch's kernels are again those that were there. Idempotent.
 
-    A :func:`use` block that is under way stays in force until it ends.
+    A :func:`use` block that is under way stays in force until it ends. While other threads live, or
+    another library has a kernel over lanewise's, the latter stay in torch's table and pass calls
+    on, until routing ends once more without such.
     """
     global _enabled
     with _lock:
