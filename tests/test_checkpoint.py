@@ -260,13 +260,32 @@ def test_files_without_a_header(content: bytes, tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize(("kind", "shape"), [("F8_E4M3", (8, 8)), ("BOOL", (64,)), ("C64", (8,))])
-def test_other_dtypes_are_not_rounded(kind: str, shape: tuple, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "shape", "message"),
+    [
+        ("F8_E4M3", (8, 8), "a cannot be torch.float8_e4m3fn: its scales are not read"),
+        ("BOOL", (64,), "a must be of a floating dtype, got torch.bool"),
+        ("C64", (8,), "a must be of a floating dtype, got torch.complex64"),
+    ],
+)
+def test_other_dtypes_are_not_rounded(
+    kind: str, shape: tuple, message: str, tmp_path: Path
+) -> None:
     path = write(tmp_path / "a.safetensors", {"a": entry(kind, shape)})
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.read("a").shape == shape
-        with pytest.raises(ValueError, match="a must be of a floating dtype, got torch"):
+        with pytest.raises(ValueError, match=message):
             checkpoint.read("a", torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_float8_weights_are_refused(dtype: torch.dtype | None, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.safetensors", {"weight": entry("F8_E4M3", (8, 8))})
+    model = torch.nn.Linear(8, 8, bias=False)
+    before = model.weight
+    with open_checkpoint(path) as checkpoint, pytest.raises(ValueError, match="weight cannot be"):
+        load_weights(model, checkpoint, lambda name: name, dtype)
+    assert model.weight is before
 
 
 def test_packed_numbers_are_refused(tmp_path: Path) -> None:

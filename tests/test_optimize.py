@@ -541,6 +541,48 @@ def test_only_served_dtypes(dtype):
     assert type(model) is nn.Linear
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_casts_keep_what_transformers_keeps_in_float32(dtype, tmp_path):
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_heads": 2, "num_layers": 1}
+    config = transformers.T5Config(
+        vocab_size=31, decoder_start_token_id=0, feed_forward_proj="gated-gelu", **sizes
+    )
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    load = transformers.T5ForConditionalGeneration.from_pretrained
+    twin, model = load(tmp_path, dtype=dtype), load(tmp_path, dtype=torch.bfloat16)
+    lanewise.optimize(model, dtype=dtype)
+    names = dict(model.named_parameters())
+    assert {n: p.dtype for n, p in twin.named_parameters()} == {n: names[n].dtype for n in names}
+    ids = torch.tensor([[3, 7, 9]])
+    assert model(input_ids=ids, decoder_input_ids=ids).logits.isfinite().all()
+
+
+def test_casts_keep_what_a_model_wants_wide_in_any_dtype():
+    class Gated(nn.Module):
+        _keep_in_fp32_modules_strict = ("gate.weight", "layers.*.norm")
+
+        def __init__(self):
+            super().__init__()
+            self.gate = nn.Linear(4, 4)
+            self.layers = nn.ModuleList([nn.Sequential(nn.Linear(4, 4))])
+            self.layers[0].norm = nn.LayerNorm(4)
+
+    model = nn.Sequential(Gated())
+    lanewise.optimize(model, dtype=torch.bfloat16)
+    wide = [name for name, p in model.named_parameters() if p.dtype is torch.float32]
+    assert wide == ["0.gate.weight", "0.layers.0.norm.weight", "0.layers.0.norm.bias"]
+
+
+def test_float8_weights_are_not_cast():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = nn.Parameter(model[1].weight.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(ValueError, match=r"must be None .* torch\.float8_e4m3fn .* as 1\.weight"):
+        lanewise.optimize(model, dtype=torch.bfloat16)
+    assert model[0].weight.dtype is torch.float32
+    report = lanewise.optimize(model)
+    assert report.kept["1"] == "Linear: lanewise has no kernels for torch.float8_e4m3fn"
+
+
 def test_importing_lanewise_needs_no_transformers():
     code = (
         "import sys; sys.modules['transformers'] = sys.modules['peft'] = None\n"

@@ -42,8 +42,8 @@ class Checkpoint(ABC):
         where the file is quantized).
 
         Raises:
-            ValueError: there is no tensor of that name, the file does not hold it in full, or it
-                does not hold floating-point numbers and ``dtype`` asks for them.
+            ValueError: there is no tensor of that name, the file does not hold it in full, or
+                ``dtype`` asks for floating-point numbers, and it holds none, or float8.
         """
 
     @abstractmethod
@@ -136,7 +136,9 @@ class SafetensorsCheckpoint(Checkpoint):
             )
         if dtype is None or tensor.dtype == dtype:
             return tensor
-        if not tensor.is_floating_point() or tensor.element_size() < 2:
+        if is_scaled(tensor.dtype):
+            raise ValueError(f"{file}: {name} cannot be {tensor.dtype}: its scales are not read")
+        if not tensor.is_floating_point():
             raise ValueError(f"{file}: {name} must be of a floating dtype, got {tensor.dtype}")
         if tensor.nbytes <= _PIECE_BYTES:
             return tensor.to(dtype)
@@ -224,8 +226,8 @@ def load_weights(
         rename: our name for a name of the checkpoint, or None to leave a tensor out.
 
     Raises:
-        ValueError: a parameter is missing, or a tensor has no place or the wrong shape; the model
-            is then as it was.
+        ValueError: a parameter is missing, or a tensor has no place, the wrong shape or a float8
+            dtype; the model is then as it was.
     """
     stored: dict[str, str] = {}
     for name in checkpoint.names():
@@ -247,7 +249,17 @@ def load_weights(
                 f"{type(model).__name__}: {name} must have the shape {expected[name]}, got {shape}"
             )
     weights = {name: checkpoint.read(old, dtype) for name, old in stored.items()}
+    for name, tensor in weights.items():
+        if is_scaled(tensor.dtype):
+            raise ValueError(
+                f"{type(model).__name__}: {name} cannot be {tensor.dtype}: its scales are not read"
+            )
     model.load_state_dict(weights, assign=True)
+
+
+def is_scaled(dtype: torch.dtype) -> bool:
+    """Whether numbers of a dtype mean nothing without scales beside them: those of float8."""
+    return dtype.is_floating_point and dtype.itemsize < 2
 
 
 def _open_directory(path: Path) -> Checkpoint:

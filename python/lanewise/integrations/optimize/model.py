@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -36,8 +38,9 @@ def optimize(model: nn.Module, dtype: torch.dtype | None = None, *, pack: bool =
     Args:
         model: any module; it may be wrapped by peft.
         dtype: casts the parameters first, as ``from_pretrained(dtype=…)`` would: float32, bfloat16
-            or float16. Buffers that are not saved, such as rotary frequencies, keep their dtype.
-            `unoptimize` does not undo the cast.
+            or float16. Buffers that are not saved, such as rotary frequencies, keep their dtype,
+            and what a model of transformers wants in float32 is. `unoptimize` does not undo the
+            cast.
         pack: keeps a second copy of the weights laid out for this CPU, for inference. It is dropped
             when they change: by ``train()``, ``load_state_dict``, ``to()``, an optimizer step or an
             adapter that is merged. ``lanewise.nn.pack(model)`` makes it anew.
@@ -47,13 +50,14 @@ def optimize(model: nn.Module, dtype: torch.dtype | None = None, *, pack: bool =
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: ``dtype`` is none of the three.
+        ValueError: ``dtype`` is none of the three, or the model has float8 weights.
     """
     _check_module("optimize", model)
     if dtype is not None:
         if dtype not in DTYPES:
             known = ", ".join(map(str, DTYPES))
             raise ValueError(f"lanewise.optimize: dtype must be one of {known}, got {dtype}")
+        _require_castable(model)
         _cast(model, dtype)
     report = Report()
     for name, module in model.named_modules():
@@ -140,9 +144,20 @@ def _obstacle(module: nn.Module, mixin: type[Replacement] | None) -> str | None:
     return None
 
 
+def _require_castable(model: nn.Module) -> None:
+    """Refuses weights of 8 bits, whose values mean nothing without the scales beside them."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.element_size() < 2:
+            raise ValueError(
+                f"lanewise.optimize: dtype must be None for a model with {parameter.dtype} weights "
+                f"such as {name}, whose scales a cast would leave behind"
+            )
+
+
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
     """Casts the floating-point parameters and saved buffers, which stay the same objects."""
     unpack_all(model)
+    wide = _kept_in_float32(model, dtype)
     for module in model.modules():
         tensors: list[Tensor | None] = list(module._parameters.values())
         tensors += [
@@ -152,6 +167,25 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> None:
         ]
         for tensor in tensors:
             if tensor is not None and tensor.is_floating_point():
-                tensor.data = tensor.data.to(dtype)
+                target = torch.float32 if id(tensor) in wide else dtype
+                tensor.data = tensor.data.to(target)
                 if tensor.grad is not None:
-                    tensor.grad = tensor.grad.to(dtype)
+                    tensor.grad = tensor.grad.to(target)
+
+
+def _kept_in_float32(model: nn.Module, dtype: torch.dtype) -> set[int]:
+    """The ids of the tensors that transformers' ``from_pretrained`` would keep wide."""
+    kept: set[int] = set()
+    for module in model.modules():
+        patterns: list[str] = []
+        if dtype is not torch.float32:
+            patterns += getattr(module, "_keep_in_fp32_modules_strict", None) or ()
+        if dtype is torch.float16:  # bfloat16 has the range of float32
+            patterns += getattr(module, "_keep_in_fp32_modules", None) or ()
+        if not patterns:
+            continue
+        kept_name = re.compile("|".join(pattern.replace("*", ".*") for pattern in patterns))
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if kept_name.search(name):
+                kept.add(id(tensor))
+    return kept
