@@ -314,6 +314,13 @@ def test_a_packed_model_refuses_as_a_whole(saved: Path) -> None:
     assert not model.training
 
 
+@pytest.mark.parametrize("device", [None, "cpu", torch.device("cpu"), "meta", torch.device("meta")])
+def test_only_models_on_the_cpu_are_packed(saved: Path, device: Any) -> None:
+    model = load(saved, device=device)
+    weight = model.layers[0].mlp.up_proj.packed_weight
+    assert (weight is None) == (device is not None and torch.device(device).type != "cpu")
+
+
 def test_without_packing_a_model_can_change(saved: Path) -> None:
     model = load(saved, pack=False)
     model.train()

@@ -128,9 +128,11 @@ def test_the_ends_of_the_uniform_range(monkeypatch: pytest.MonkeyPatch) -> None:
         assert Sampler(Sampling(), [], torch.Generator()).draw(row) == token
 
 
-def test_temperature_zero_is_the_first_likeliest() -> None:
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1e-46, 1e-40])
+def test_temperature_zero_is_the_first_likeliest(temperature: float) -> None:
+    """And one that float32 rounds to 0, or may flush to it."""
     row = torch.tensor([0.0, 3.0, 3.0, -1.0])
-    greedy = Sampling(temperature=0.0, top_k=3, top_p=0.1)
+    greedy = Sampling(temperature=temperature, top_k=3, top_p=0.1)
     assert Sampler(greedy, [], torch.Generator()).draw(row) == 1
     tokens, probabilities = distribution(row, greedy)
     assert (tokens.tolist(), probabilities.tolist()) == ([1], [1.0])

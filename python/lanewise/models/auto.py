@@ -27,7 +27,11 @@ DECODERS: dict[str, type[FromPretrained]] = {
 
 
 def load(
-    path: str | Path, *, dtype: torch.dtype | None = None, pack: bool = True, device: Any = None
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    pack: bool | None = None,
+    device: Any = None,
 ) -> Decoder:
     """Reads the language model at ``path``, of whichever kind its config names; eval mode.
 
@@ -35,7 +39,7 @@ def load(
         path: a directory with ``config.json`` and safetensors, or a GGUF file.
         dtype: of all parameters; by default what the file holds, float32 for a GGUF file.
         pack: for inference on the CPU: see `from_pretrained` of the models. Without it the model
-            can be trained, moved and saved.
+            can be trained, moved and saved. By default it is packed where it goes to the CPU.
 
     Raises:
         FileNotFoundError, ImportError: as `from_pretrained`.
@@ -46,6 +50,8 @@ def load(
     if not isinstance(kind, str) or kind not in DECODERS:
         known = ", ".join(DECODERS)
         raise ValueError(f"lanewise.models.load: model_type must be one of {known}, got {kind!r}")
+    if pack is None:
+        pack = device is None or torch.device(device).type == "cpu"
     cls = DECODERS[kind]
     config = cls.config_class.from_dict(values)
     with open_checkpoint(path) as checkpoint:

@@ -148,7 +148,7 @@ def _samplers(rows: list[list[int]], sampling: Sampling) -> list[Sampler]:
     matter, and by how many equal prompts came before, so that each gets a text of its own."""
     seed = sampling.seed
     if seed is None:  # greedy text takes nothing from the generator that others share
-        seed = 0 if sampling.temperature == 0 else int(torch.randint(2**62, ()))
+        seed = 0 if sampling.greedy else int(torch.randint(2**62, ()))
     before: Counter[tuple[int, ...]] = Counter()
     samplers = []
     for row in rows:

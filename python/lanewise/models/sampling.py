@@ -29,7 +29,8 @@ class Sampling:
     Args:
         repetition_penalty: divides the positive logits of tokens that the prompt or the text so far
             holds, and multiplies their negative ones (Keskar et al., "CTRL", 2019); 1 leaves them.
-        temperature: divides the logits; 0 takes the likeliest token.
+        temperature: divides the logits; 0, or less than float32's normal numbers, takes the
+            likeliest token.
         top_k: keeps the k likeliest tokens (Fan et al., 2018).
         top_p: then keeps the likeliest tokens that together reach this probability, at least one
             (nucleus sampling, Holtzman et al., 2020).
@@ -48,6 +49,11 @@ class Sampling:
     top_p: float | None = None
     min_p: float | None = None
     seed: int | None = None
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken each time."""
+        return self.temperature < np.finfo(np.float32).smallest_normal
 
     def __post_init__(self) -> None:
         # Written so that NaN fails.
@@ -107,7 +113,7 @@ class Sampler:
     def _choose(self, logits: Tensor) -> int:
         sampling = self._sampling
         row = _penalized(_row(logits), self._seen, sampling.repetition_penalty)
-        if sampling.temperature == 0:
+        if sampling.greedy:
             return int(row.argmax())
         tokens, weights = _filtered(row, sampling)
         uniform = torch.rand((), dtype=torch.float64, generator=self._generator).item()
@@ -129,7 +135,7 @@ def distribution(
     row = _penalized(_row(logits), set(seen), sampling.repetition_penalty)
     tokens: Ints
     weights: Floats
-    if sampling.temperature == 0:
+    if sampling.greedy:
         tokens, weights = np.array([row.argmax()]), np.ones(1, row.dtype)
     else:
         tokens, weights = _filtered(row, sampling)
