@@ -280,6 +280,60 @@ def test_an_option_a_wrapper_and_a_copy_are_seen() -> None:
         assert torch.equal(cached(layer, x), before)
 
 
+def with_half_its_output(cls: type[nn.Module]) -> type[nn.Module]:
+    class Half(cls):  # type: ignore[misc, valid-type]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs) * 0.5
+
+    return Half
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("attention", "attention.q_proj", "attention.v_proj", "attention.o_proj"),
+        *("attention.q_norm", "attention.rotary", "attention_norm", "mlp_post_norm"),
+        *("mlp", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", ""),
+    ],
+)
+def test_the_forward_of_a_subclass_is_called(name: str) -> None:
+    layer, x = make("gemma"), torch.randn(2, TOKENS, E)
+    with torch.no_grad():
+        plain = stepwise(layer, x)
+        module = layer.get_submodule(name)
+        module.__class__ = with_half_its_output(type(module))  # type: ignore[assignment]
+        expected, ends = stepwise(layer, x), stepwise(layer, x, last=True)
+        assert not torch.allclose(expected, plain)
+        pack(layer)
+        torch.testing.assert_close(stepwise(layer, x), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(stepwise(layer, x, last=True), ends, rtol=1e-4, atol=1e-5)
+
+
+def test_a_feed_forward_half_of_another_kind_is_called() -> None:
+    layer, x = make("llama"), torch.randn(7, E)
+
+    class Experts(nn.Module):
+        def forward(self, x: Tensor, *, residual: Tensor) -> Tensor:
+            return x.sin() + residual
+
+    layer.mlp = Experts()  # type: ignore[assignment]
+    with torch.no_grad():
+        expected = cached(layer, x)
+        torch.testing.assert_close(cached(pack(layer), x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["attention_norm", "mlp.down_proj"])
+def test_a_parametrization_is_followed(name: str) -> None:
+    layer, x = make("llama"), torch.randn(7, E)
+    module = layer.get_submodule(name)
+    nn.utils.parametrize.register_parametrization(module, "weight", nn.Tanh())
+    with torch.no_grad():
+        cached(pack(layer), x)
+        module.parametrizations.weight.original.mul_(-1)  # type: ignore[union-attr]
+        expected = exact(layer, x[None])[0].float()
+        torch.testing.assert_close(cached(layer, x), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_an_adapter_around_a_head_leaves_the_others_packed() -> None:
     layer, x = make("llama"), torch.randn(7, E)
     layer.attention.q_proj = Counted(layer.attention.q_proj)  # type: ignore[assignment]

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from lanewise.nn.attention import Attention
 from lanewise.nn.cache import LayerCache
-from lanewise.nn.linear import Linear, is_watched
+from lanewise.nn.linear import fuses, is_plain, is_watched
+from lanewise.nn.mlp import MLP
 from lanewise.nn.norm import LayerNorm, RMSNorm
 from lanewise.nn.packing import Packing, version_of
 from lanewise.nn.position import RotaryEmbedding
@@ -44,8 +47,8 @@ class Plan(NamedTuple):
 
 
 def plan(layer: TransformerLayer, x: Tensor) -> Plan | None:
-    """How to call the op for ``layer``; None where it is not packed, has hooks or adapters, or
-    where gradients, autocast or a compiler must see its parts."""
+    """How to call the op for ``layer``; None where it is not packed, has hooks, adapters or modules
+    of a class of their own, or where gradients, autocast or a compiler must see its parts."""
     if (
         x.device.type != "cpu"
         or torch.compiler.is_compiling()
@@ -92,6 +95,8 @@ _OPTIONS = {
 
 def _make(layer: TransformerLayer) -> Plan | None:
     attention, mlp = layer.attention, layer.mlp
+    if not (is_plain(attention, Attention) and is_plain(mlp, MLP)):
+        return None
     norms = [
         norm
         for norm in (
@@ -113,9 +118,11 @@ def _make(layer: TransformerLayer) -> Plan | None:
         layer.norm_first
         and attention.causal
         and attention.window_right == -1
+        and fuses(*packs[1:])
+        and all(p.activation == "none" for p in packs[1:])
         and all(isinstance(p, Packing) and p.usable_pack() is not None for p in packs)
-        and all(isinstance(p, Linear) and p.activation == "none" for p in packs[1:])
-        and not any(map(is_watched, modules))
+        and (attention.rotary is None or is_plain(attention.rotary, RotaryEmbedding))
+        and not any(is_watched(m) or parametrize.is_parametrized(m) for m in modules)
         and (norm_options := _norm_options(norms, attention.head_dim, attention.embed_dim))
     ):
         return None
@@ -172,9 +179,9 @@ def _norm_options(norms: list[nn.Module], head_dim: int, embed_dim: int) -> dict
     """The options that all ``norms`` share, None where they share none."""
     found = []
     for norm in norms:
-        if isinstance(norm, RMSNorm) and norm.weight is not None and norm.eps is not None:
+        if is_plain(norm, RMSNorm) and norm.weight is not None and norm.eps is not None:
             found.append({"norm": "rms", "eps": norm.eps, "weight_offset": norm.weight_offset})
-        elif isinstance(norm, LayerNorm):
+        elif is_plain(norm, LayerNorm):
             found.append({"norm": "layer", "eps": norm.eps, "weight_offset": 0.0})
         else:
             return None

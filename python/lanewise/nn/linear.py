@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lanewise import ops
-from lanewise.nn.packing import Packing, holds_weight
+from lanewise.nn.packing import ModuleT, Packing, holds_weight
 
 # The same functions as in the ops' epilogue, for modules that have no such epilogue.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -98,9 +98,17 @@ def is_watched(module: nn.Module) -> bool:
     )
 
 
+def is_plain(module: nn.Module | None, cls: type[ModuleT]) -> TypeGuard[ModuleT]:
+    """Whether a call of ``module`` runs the ``forward`` of ``cls`` and nothing else: no hook, and
+    no ``forward`` of a subclass."""
+    return (
+        isinstance(module, cls) and type(module).forward is cls.forward and not is_watched(module)
+    )
+
+
 def fuses(*layers: nn.Module) -> bool:
-    """Whether all ``layers`` are our `Linear`, with no adapter around and no hook to be served."""
-    return all(isinstance(layer, Linear) and not is_watched(layer) for layer in layers)
+    """Whether all ``layers`` are our `Linear`, with no adapter around and nobody to be served."""
+    return all(is_plain(layer, Linear) for layer in layers)
 
 
 def project(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lanewise.integrations.optimize.cache import growing_layer, length, room_for
 from lanewise.integrations.optimize.linear import Linear, PackedReplacement
@@ -190,6 +191,7 @@ def _make(layer: FusedLayer) -> Plan | None:
     if (
         activation is None
         or not plain(*modules)
+        or any(map(parametrize.is_parametrized, modules))
         or not all(isinstance(product, Linear) for product in products)
         or (norm_options := _norm_options(norms)) is None
     ):
