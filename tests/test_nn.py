@@ -527,6 +527,9 @@ CHANGES = {
     "in place": lambda layer: layer.weight.add_(1.0),
     "new parameter": lambda layer: setattr(layer, "weight", nn.Parameter(torch.randn(6, 8))),
     "new bias": lambda layer: setattr(layer, "bias", nn.Parameter(torch.randn(6))),
+    "vector_to_parameters": lambda layer: nn.utils.vector_to_parameters(
+        torch.randn(54), layer.parameters()
+    ),
     "reset_parameters": lambda layer: layer.reset_parameters(),
     "optimiser": lambda layer: step(layer),
 }

@@ -67,6 +67,17 @@ def by_new_parameters(model):
             module.weight = nn.Parameter(module.weight.detach() * 1.5)
 
 
+def by_a_vector(model):
+    vector = nn.utils.parameters_to_vector(model.parameters()).detach()
+    nn.utils.vector_to_parameters(vector * 1.1, model.parameters())
+
+
+def by_new_data(model):
+    for name, parameter in model.named_parameters():
+        if name.endswith("_proj.bias") or name.endswith("norm.weight"):
+            parameter.data = parameter.data * 1.5
+
+
 def by_an_optimizer(model):
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.dim() == 2], lr=0.5)
     for parameter in model.parameters():
@@ -86,6 +97,8 @@ CHANGES = [
     by_load_state_dict,
     by_an_in_place_operation,
     by_new_parameters,
+    by_a_vector,
+    by_new_data,
     by_an_optimizer,
     by_training,
 ]

@@ -17,7 +17,7 @@ from lanewise.nn.cache import LayerCache
 from lanewise.nn.linear import fuses, is_plain, is_watched
 from lanewise.nn.mlp import MLP
 from lanewise.nn.norm import LayerNorm, RMSNorm
-from lanewise.nn.packing import Packing, version_of
+from lanewise.nn.packing import Packing, state_of
 from lanewise.nn.position import RotaryEmbedding
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Plan(NamedTuple):
     modules: tuple[nn.Module, ...]  # without hooks, with these
     # (a dictionary of a module: its children, parameters, buffers or options; name; value)
     values: tuple[tuple[dict[str, Any], str, Any], ...]
-    versions: tuple[tuple[Tensor, int], ...]  # what the packed copies were made of
+    states: tuple[tuple[Tensor, tuple[int, int]], ...]  # what the packed copies were made of
     rotary: RotaryEmbedding | None
     weights: tuple[Tensor | None, ...]
     options: dict[str, Any]
@@ -42,7 +42,7 @@ class Plan(NamedTuple):
                 m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__
                 for m in self.modules
             )
-            and all(version_of(source) == version for source, version in self.versions)
+            and all(state_of(source) == state for source, state in self.states)
         )
 
 

@@ -22,17 +22,17 @@ class Packing(nn.Module):
     is never part of the state dict. Packing is explicit because a weight can be overwritten in ways
     that leave no trace (``weight.data += delta``, as adapters merge themselves): after such a
     change call ``pack()`` or ``unpack()``. Every change that does leave a trace undoes it:
-    ``load_state_dict``, a move to another dtype or device, ``train()``, a new parameter, an
-    optimiser step or any other in-place operation. Copies and pickles of a packed module are
-    unpacked.
+    ``load_state_dict``, a move to another dtype or device, ``train()``, a new parameter, new
+    ``data`` of a parameter, an optimiser step or any other in-place operation. Copies and pickles
+    of a packed module are unpacked.
 
     The packed copy serves inference. When a gradient is needed, or autocast is on, the module
     computes from its weights as if it were not packed.
     """
 
     packed_weight: Tensor | None
-    # What it was made of, each with its version then.
-    _packed_from: tuple[tuple[Tensor, int], ...]
+    # What it was made of, each with its state then.
+    _packed_from: tuple[tuple[Tensor, tuple[int, int]], ...]
     _released = False
 
     def _owners(self) -> tuple[nn.Linear, ...]:
@@ -71,7 +71,7 @@ class Packing(nn.Module):
         self.register_buffer("packed_weight", packed, persistent=False)
         if release:
             self._release()
-        self._packed_from = tuple((source, version_of(source)) for source in self._sources())
+        self._packed_from = tuple((source, state_of(source)) for source in self._sources())
         return self
 
     def _require_packable(self) -> None:
@@ -123,11 +123,11 @@ class Packing(nn.Module):
             tensor is not None and tensor.requires_grad for tensor in (*inputs, *sources)
         ):
             return None
-        # A compiler cannot read versions: there only the identity is compared.
+        # A compiler cannot read states: there only the identity is compared.
         compiling = torch.compiler.is_compiling()
         current = len(sources) == len(self._packed_from) and all(
-            source is seen and (compiling or version_of(source) == version)
-            for source, (seen, version) in zip(sources, self._packed_from, strict=True)
+            source is seen and (compiling or state_of(source) == state)
+            for source, (seen, state) in zip(sources, self._packed_from, strict=True)
         )
         return packed if current else None
 
@@ -171,9 +171,11 @@ def holds_weight(layer: nn.Module) -> bool:
     return layer._parameters.get("weight") is not None
 
 
-def version_of(weight: Tensor) -> int:
+def state_of(weight: Tensor) -> tuple[int, int]:
+    """What another value of the weight changes: how often it was written to, and where it lies,
+    which ``weight.data = …`` changes alone."""
     # Tensors made in inference mode do not count their changes.
-    return 0 if weight.is_inference() else weight._version
+    return (0 if weight.is_inference() else weight._version), weight.data_ptr()
 
 
 def packings(module: nn.Module) -> list[Packing]:

@@ -20,7 +20,7 @@ from lanewise.integrations.optimize.rotary import half_tables
 from lanewise.integrations.optimize.serving import epilogue
 from lanewise.integrations.optimize.swap import plain, unobserved
 from lanewise.integrations.transformers.mask import pattern_of
-from lanewise.nn.packing import version_of
+from lanewise.nn.packing import state_of
 
 if TYPE_CHECKING:
     from transformers.cache_utils import DynamicLayer
@@ -66,13 +66,13 @@ class Plan(NamedTuple):
     weights: tuple[Tensor | None, ...]
     options: dict[str, Any]
     entries: tuple[tuple[dict[str, Any], str, Any], ...]  # (of an owner, name, value)
-    versions: tuple[tuple[Tensor, int], ...]
+    states: tuple[tuple[Tensor, tuple[int, int]], ...]
     modules: tuple[nn.Module, ...]  # called by nobody, so that hooks of theirs would be missed
 
     def holds(self) -> bool:
         return (
             all(owner.get(name) is value for owner, name, value in self.entries)
-            and all(version_of(source) == version for source, version in self.versions)
+            and all(state_of(source) == state for source, state in self.states)
             and all(unobserved(module) for module in self.modules)
         )
 
