@@ -58,13 +58,14 @@ class Packing(nn.Module):
 
         Raises:
             RuntimeError: the weights have a dtype or device that ``lanewise.pack_weight`` does not
-                take, were released, or are made anew for every call.
+                take, were released, or are no plain parameters.
         """
         self._require_weights()
         if not self._owners():
             raise RuntimeError(
-                f"lanewise.nn.{type(self).__name__}: its weights must be parameters of lanewise "
-                "layers to be packed, and adapters or parametrizations make them"
+                f"lanewise.nn.{type(self).__name__}: its weights must be plain parameters of "
+                "lanewise layers to be packed, and adapters, parametrizations or a subclass of "
+                "Tensor make them"
             )
         with torch.no_grad():
             packed = ops.pack_weight(self._matrix())
@@ -166,9 +167,9 @@ class Packing(nn.Module):
 
 
 def holds_weight(layer: nn.Module) -> bool:
-    """Whether the layer's weight is a parameter, and not made anew for every call, as by a
-    parametrization, weight norm or pruning."""
-    return layer._parameters.get("weight") is not None
+    """Whether the layer's weight is a plain parameter: not made anew for every call, as by a
+    parametrization, weight norm or pruning, and of no class of its own, such as DTensor."""
+    return type(layer._parameters.get("weight")) is nn.Parameter
 
 
 def state_of(weight: Tensor) -> tuple[int, int]:

@@ -201,7 +201,8 @@ def _make(layer: FusedLayer) -> Plan | None:
     if any(weight is None for weight in packed.values()):
         return None
     dtype = parts.up.weight.dtype
-    if any(parameter.dtype is not dtype for m in modules for parameter in m.parameters(False)):
+    parameters = [parameter for module in modules for parameter in module.parameters(False)]
+    if any(p.dtype is not dtype or type(p) is not nn.Parameter for p in parameters):
         return None
 
     def weight(module: Any) -> Tensor | None:

@@ -16,15 +16,26 @@ from lanewise.ops._library import in_transform
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+_PLAIN = (Tensor, nn.Parameter)
+
+
 def served(x: Tensor, weight: Tensor | None = None) -> bool:
     """Whether an op takes ``x`` beside ``weight``: on the CPU, strided, in a dtype that has
-    kernels, and not inside a transform such as ``torch.func.jvp``, for which the ops have no rule.
+    kernels, of no class that overrides torch's ops and not ours (a DTensor), and not inside a
+    transform such as ``torch.func.jvp``, for which the ops have no rule.
     """
-    if x.device.type != "cpu" or x.dtype not in DTYPES:
+    if x.device.type != "cpu" or x.dtype not in DTYPES or not _is_plain(x):
         return False
     if x.layout is not torch.strided or x.is_nested or in_transform():
         return False
-    return weight is None or (weight.dtype is x.dtype and weight.device == x.device)
+    return weight is None or (
+        weight.dtype is x.dtype and weight.device == x.device and _is_plain(weight)
+    )
+
+
+def _is_plain(x: Tensor) -> bool:
+    # A compiler's own tensors stand for plain ones.
+    return type(x) in _PLAIN or torch.compiler.is_compiling()
 
 
 def autocasts() -> bool:

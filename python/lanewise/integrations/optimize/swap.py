@@ -7,6 +7,7 @@ and ``isinstance`` still finds its own class. Only ``forward`` is another.
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -78,7 +79,11 @@ def _rebased(cls: Any, ours: type[Replacement], original: type[nn.Module]) -> An
     if not issubclass(cls, ours):
         return cls
     bases = tuple(_rebased(base, ours, original) for base in cls.__bases__)
-    return type(cls)(cls.__name__, bases, dict(vars(cls)))
+    attributes = dict(vars(cls))
+    # transformers' layers wrap the forward that each new subclass inherits: so will the next.
+    if inspect.unwrap(attributes.get("forward", ours.forward)) is inspect.unwrap(ours.forward):
+        attributes.pop("forward", None)
+    return type(cls)(cls.__name__, bases, attributes)
 
 
 def plain(*modules: nn.Module) -> bool:
