@@ -29,6 +29,13 @@ def load_matrix(d_x, i_batch, first_row, first_col, TRANSPOSED: tl.constexpr):
 
 
 @triton.jit
+def store_matrix(d_x, b_x, i_batch, first_row, first_col):
+    """Stores `b_x` [rows, columns] in a matrix of d_x, [batch, rows, columns]."""
+    b_x = b_x.to(d_x.dtype)
+    d_x.store([i_batch, first_row, first_col], b_x.reshape(1, b_x.shape[0], b_x.shape[1]))
+
+
+@triton.jit
 def part(b_x, PART: tl.constexpr, PARTS: tl.constexpr):
     """Part PART of the columns of b_x, which are PARTS times as many."""
     if PARTS == 1:
@@ -80,4 +87,4 @@ def persistent_product(
                 part(b_acc, PART, BLOCK_N // PART_N), p_bias, p_residual, stride_rm,
                 first_m, part_n, len_m, len_n, BLOCK_M, PART_N, WIDE, ACTIVATION,
             )  # fmt: skip
-            d_out.store([i_out, first_m, part_n], b_out.to(d_out.dtype).reshape(1, BLOCK_M, PART_N))
+            store_matrix(d_out, b_out, i_out, first_m, part_n)

@@ -8,31 +8,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from triton.tools.tensor_descriptor import TensorDescriptor
-
 from .. import target
 from ..activation import DERIVATIVES
 from ..target import Architecture, divide_up, power_of_2
+from . import boxes
+from .operand import MOST_32_BITS, Operand
 from .persistent import persistent_product
 from .split import sum_of_chunks
 from .tiled import tiled_product
 from .tiles import FEW_ROWS, GROUP_M, PART_N_BYTES, SUM, Choice, PersistentTile, Problem
 
-MOST_32_BITS = 2**31
-BOX_ALIGNMENT = 16  # bytes, of all strides and of the base of a tensor descriptor
-BOX_STRIDE = 2**40  # bytes; each is less
-
 Batch = list[tuple[int, int, int]]  # extent, stride of a, stride of b; outermost first
-
-
-class Operand(NamedTuple):
-    """A batch of matrices: rows of a, or columns of b, by K. All but the first are strides."""
-
-    tensor: Tensor
-    outer: int
-    inner: int
-    across: int  # from row to row of a, or column to column of b
-    along: int  # K
 
 
 class Epilogue(NamedTuple):
@@ -88,17 +74,13 @@ def product(
     right = Operand(b, outer_b, inner_b, b.stride(-1), b.stride(-2))
 
     architecture = target.of(a.device)
-    # Tensor descriptors take three dimensions here, and coordinates of 32 bits.
-    boxes = (
+    in_boxes = (
         rows > FEW_ROWS
         and inner == batches
-        and depth > 0
-        and max(rows, columns, depth, batches) < MOST_32_BITS
-        and a.element_size() == 2
-        and _boxes(left, right, out)
+        and boxes.describable((left, right), out, rows, columns, depth, batches)
     )
     derivative = activation in DERIVATIVES
-    problem = Problem(rows, columns, depth, batches, a.element_size(), boxes, derivative)
+    problem = Problem(rows, columns, depth, batches, a.element_size(), in_boxes, derivative)
     choice = problem.choose(architecture)
     whole = Epilogue(out, bias, residual, activation)
     launch = _persistent if isinstance(choice.tile, PersistentTile) else _tiled
@@ -127,18 +109,6 @@ def _batch(a: Tensor, b: Tensor, out: Tensor) -> Batch:
     return batch
 
 
-def _boxes(a: Operand, b: Operand, out: Tensor) -> bool:
-    """Whether tensor descriptors can describe all three."""
-    for tensor, _, inner, across, along in (a, b):
-        size = tensor.element_size()
-        strides = (size * inner, size * max(across, along))
-        if min(across, along) != 1 or tensor.data_ptr() % BOX_ALIGNMENT:
-            return False
-        if any(stride % BOX_ALIGNMENT or stride >= BOX_STRIDE for stride in strides):
-            return False
-    return out.data_ptr() % BOX_ALIGNMENT == 0 == out.size(-1) * out.element_size() % BOX_ALIGNMENT
-
-
 def _tiled(
     problem: Problem,
     choice: Choice,
@@ -150,10 +120,9 @@ def _tiled(
 ) -> None:
     tile, block_m, block_k = choice.tile, choice.block_m, choice.block_k
     out, bias, residual, activation = epilogue
-    vector = 16 // problem.itemsize
     widest = max(
-        block_m * a.across + block_k * a.along,
-        tile.n * b.across + block_k * b.along,
+        a.reach(block_m, block_k),
+        b.reach(tile.n, block_k),
         block_m * max(problem.columns, epilogue.stride) + tile.n,
         choice.chunks * choice.chunk * block_k,
     )
@@ -179,8 +148,8 @@ def _tiled(
         BLOCK_K=block_k,
         GROUP_M=GROUP_M,
         CHIPLETS=architecture.chiplets,
-        VECTOR_M=_vector(a, problem.rows, vector),
-        VECTOR_N=_vector(b, problem.columns, vector),
+        VECTOR_M=a.vector(problem.rows),
+        VECTOR_N=b.vector(problem.columns),
         WHOLE_K=problem.depth % block_k == 0,
         WIDE=widest >= MOST_32_BITS,
         ACTIVATION=activation,
@@ -188,11 +157,6 @@ def _tiled(
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-
-
-def _vector(operand: Operand, extent: int, vector: int) -> int:
-    """How many rows of a, or columns of b, are read in one access."""
-    return vector if operand.across == 1 != operand.along and extent % vector == 0 else 1
 
 
 def _persistent(
@@ -211,18 +175,12 @@ def _persistent(
     widest = max(t.element_size() for t in (out, residual) if t is not None)
     part_n = min(PART_N_BYTES // widest, tile.n)
     batches_a, batches_b = (1 if x.inner == 0 else batches for x in (a, b))
-    d_out = TensorDescriptor(
-        out,
-        [choice.chunks * batches, rows, columns],
-        [rows * columns, columns, 1],
-        [1, choice.block_m, part_n],
-    )
     target.launch(
         persistent_product,
         (min(problem.tiles(tile) * choice.chunks, architecture.units),),
-        _descriptor(a, batches_a, rows, depth, choice.block_m, block_k),
-        _descriptor(b, batches_b, columns, depth, tile.n, block_k),
-        d_out,
+        boxes.of_operand(a, batches_a, rows, depth, choice.block_m, block_k),
+        boxes.of_operand(b, batches_b, columns, depth, tile.n, block_k),
+        boxes.of_output(out, choice.chunks * batches, rows, columns, choice.block_m, part_n),
         bias,
         residual,
         epilogue.stride,
@@ -246,18 +204,6 @@ def _persistent(
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-
-
-def _descriptor(
-    x: Operand, batches: int, extent: int, depth: int, block: int, block_k: int
-) -> TensorDescriptor:
-    """Of [batches, extent, K], or [batches, K, extent] where K is not contiguous."""
-    if x.along == 1:
-        shape, stride, blocks = (extent, depth), x.across, (block, block_k)
-    else:
-        shape, stride, blocks = (depth, extent), x.along, (block_k, block)
-    batch_stride = x.inner or shape[0] * stride  # of a single matrix it leads nowhere
-    return TensorDescriptor(x.tensor, [batches, *shape], [batch_stride, stride, 1], [1, *blocks])
 
 
 def _sum(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .epilogue import finished, store_tile
+from .epilogue import finished, store_tile, tile_of
 
 
 @triton.jit(do_not_specialize=["len_m", "chunks"])
@@ -26,18 +26,15 @@ def sum_of_chunks(
     blocks_n = tl.cdiv(len_n, BLOCK_N)
     first_m = tl.program_id(0) // blocks_n * BLOCK_M
     first_n = tl.program_id(0) % blocks_n * BLOCK_N
-    o_m = tl.arange(0, BLOCK_M)
-    o_n = tl.arange(0, BLOCK_N)
-    m_out = (o_m < len_m - first_m)[:, None] & (o_n < len_n - first_n)[None, :]
-    o_row = (o_m.to(tl.int64) if WIDE else o_m) * len_n
-    p_elements = p_chunks + first_m.to(tl.int64) * len_n + first_n
-    p_elements += o_row[:, None] + o_n[None, :]  # [BLOCK_M, BLOCK_N]
+    p_tile, m_tile = tile_of(
+        p_chunks, len_n, first_m, first_n, len_m, len_n, BLOCK_M, BLOCK_N, WIDE
+    )
     step = tl.full([], 1, tl.int64) * len_m * len_n
 
     b_acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for _ in tl.range(chunks, num_stages=STAGES):
-        b_acc += tl.load(p_elements, mask=m_out, other=0.0)
-        p_elements += step
+        b_acc += tl.load(p_tile, mask=m_tile, other=0.0)
+        p_tile += step
     b_out = finished(
         b_acc, p_bias, p_residual, stride_rm, first_m, first_n, len_m, len_n,
         BLOCK_M, BLOCK_N, WIDE, ACTIVATION,
