@@ -337,8 +337,9 @@ def test_a_program_that_owns_keys_streams_queries() -> None:
     assert found.clocks["L2"] == pytest.approx(2 * 32 * 64 * 2 / (5120 / 132))
 
 
-def test_a_gated_product_has_twice_the_columns() -> None:
-    gated = Row("gated_product", "case", "sm_90", "bf16", "M128 N64 K64 w8 s4", "key")
+@pytest.mark.parametrize("kernel", ["tiled_gated_product", "persistent_gated_product"])
+def test_a_gated_product_has_twice_the_columns(kernel: str) -> None:
+    gated = Row(kernel, "case", "sm_90", "bf16", "M128 N64 K64 w8 s4", "key")
     assert predict(gated, WGMMA, Promise()) == predict(ROW, WGMMA, Promise())
 
 

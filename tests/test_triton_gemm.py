@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,9 +9,10 @@ import pytest
 import reference
 import torch
 import triton_interpreter  # mends bfloat16 before a kernel is defined
+from gemm_launches import Forced, laid, launches
 from lanewise.kernels import target
 from lanewise.kernels.gemm import linear, matmul
-from lanewise.kernels.gemm.tiles import PERSISTENT, TILED, Problem, Tile
+from lanewise.kernels.gemm.tiles import PERSISTENT, TILED, Problem
 from numerics import activation_error, assert_matmul_close, assert_within, matmul_error
 from strategies import DTYPES, randn
 from torch import Tensor
@@ -51,43 +51,6 @@ def check_matmul(a: Tensor, b: Tensor) -> None:
     assert out.dtype == a.dtype
     size = a.double().abs() @ b.double().abs()
     assert_matmul_close(out, reference.matmul(a, b), size, a.size(-1))
-
-
-def laid(shape: tuple[int, ...], dtype: torch.dtype, layout: str, seed: int) -> Tensor:
-    """n: contiguous rows, t: contiguous columns."""
-    x = randn(shape, dtype, seed)
-    return x if layout == "n" else x.mT.contiguous().mT
-
-
-def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[int, ...]]]:
-    """Collects the kernels and grids that are launched from here on."""
-    found: list[tuple[str, tuple[int, ...]]] = []
-    launch = target.launch
-
-    def watched(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-        found.append((kernel.fn.__name__, grid))
-        launch(kernel, grid, *args, **options)
-
-    monkeypatch.setattr(target, "launch", watched)
-    return found
-
-
-class Forced:
-    """Every product takes the tile of one row, and K is split for as many units."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, units: int = 1) -> None:
-        # Large tiles of sums: a program costs the interpreter milliseconds.
-        tuned = {("sum_of_chunks", "any"): Tile(64, 128, 4, 4)}
-        self.architecture = dataclasses.replace(
-            target.ARCHITECTURES[name], units=units, tuned=tuned
-        )
-        monkeypatch.setattr(target, "of", lambda device: self.architecture)
-        self._monkeypatch = monkeypatch
-
-    def tile(self, tile: Tile) -> None:
-        self._monkeypatch.setattr(
-            Problem, "choose", lambda problem, architecture: problem.split(tile, architecture)
-        )
 
 
 # To the interpreter, warps and stages are nothing: each tile once, from any architecture.

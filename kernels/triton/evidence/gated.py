@@ -1,4 +1,4 @@
-"""Every tile of the gated product, with both sums kept and without."""
+"""Every tile of the gated products' tables, with both sums kept and without."""
 
 from __future__ import annotations
 
@@ -9,15 +9,29 @@ import torch
 from .. import gemm
 from .case import TYPES, Case, Promise, empty
 
-PROMISES = {"gated_product": Promise()}
+PROMISES = {
+    "tiled_gated_product": Promise(),
+    # Tensor descriptors hold the offsets of operands and output.
+    "persistent_gated_product": Promise(wide=False, specialized=("sm_100",)),
+    "sum_of_gated_chunks": Promise(products=False),
+}
 
-# Rows and columns.
-SHAPES = {"large": (4096, 4096), "small": (256, 512), "several": (32, 4096), "few": (1, 4096)}
+# Rows and columns of the output, and depth. K is split where the tiles are fewer than the units.
+SHAPES = {
+    "large": (4096, 4096, 4096),
+    "medium": (512, 5120, 4096),
+    "small": (256, 512, 512),
+    "deep": (512, 1024, 1 << 14),
+    "narrow": (64, 1024, 8192),
+    "several": (32, 4096, 4096),
+    "few": (1, 1024, 14336),
+    "wide": (1, 28672, 4096),
+}
 
 
 def _gated(kind: str, dtype: torch.dtype, depth: int, layout: str, device: str) -> object:
     """`layout` is that of both weights: n has contiguous rows, t contiguous columns."""
-    rows, columns = SHAPES[kind]
+    rows, columns, _ = SHAPES[kind]
     shape = (columns, depth) if layout == "n" else (depth, columns)
     gate, up = (empty(*shape, dtype=dtype, device=device) for _ in range(2))
     return gemm.gated_linear_for_backward(
@@ -37,7 +51,7 @@ def _plain(dtype: torch.dtype, device: str) -> object:
 
 
 def cases() -> list[Case]:
-    rows = [(kind, name, 4096) for kind in SHAPES for name in ("bf16", "f32")]
+    rows = [(kind, name, SHAPES[kind][2]) for kind in SHAPES for name in ("bf16", "f32")]
     rows += [("large", "f16", 4096), ("large", "bf16", 1001)]
     kept = [
         Case(
@@ -50,7 +64,7 @@ def cases() -> list[Case]:
     transposed = [
         Case(
             f"gated {kind} {name} transposed",
-            functools.partial(_gated, kind, TYPES[name], 4096, "t"),
+            functools.partial(_gated, kind, TYPES[name], SHAPES[kind][2], "t"),
         )
         for kind, name in (("large", "bf16"), ("large", "f32"), ("small", "bf16"))
     ]

@@ -180,7 +180,7 @@ def attention(row: Row, extents: dict[str, int], facts: Facts, owned: str = "M")
     )
 
 
-COLUMNS = {"gated_product": 2}
+COLUMNS = {"tiled_gated_product": 2, "persistent_gated_product": 2}
 
 # Products of one step: scores and weighted values forward; the gradients of keys and values take
 # scores, their gradients and one product each, those of queries one less.

@@ -89,6 +89,23 @@ PERSISTENT = Table(
         },
     },
 )
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of one kind of product: of operands of any layout, and of those in boxes.
+
+    `weights` is the number of matrices whose products with one operand a tile holds: as many tiles
+    of sums.
+    """
+
+    tiled: Table[Tile]
+    persistent: Table[PersistentTile]
+    weights: int
+
+
+PLAIN = Tables(TILED, PERSISTENT, weights=1)
+
 # Bound by the latency of memory: small tiles, of which four chunks are on their way at once.
 SUM = Table(
     "sum_of_chunks",
@@ -136,6 +153,7 @@ class Problem:
     itemsize: int
     boxes: bool
     derivative: bool = False  # in the epilogue
+    tables: Tables = PLAIN
 
     def tiles(self, tile: Tile) -> int:
         return self.batches * (
@@ -143,7 +161,7 @@ class Problem:
         )
 
     def split(self, tile: Tile, architecture: Architecture) -> Choice:
-        small = tile.m * tile.n <= SMALL_TILE
+        small = tile.m * tile.n * self.tables.weights <= SMALL_TILE
         programs = architecture.units * (PROGRAMS_OF_SMALL_TILES if small else 1)
         most = max(1, min(programs // self.tiles(tile), self.depth // SHORTEST_CHUNK))
         block_k = TILE_K_BYTES // self.itemsize
@@ -162,15 +180,16 @@ class Problem:
             return divide_up(self.tiles(tile), architecture.units) * tile.m * tile.n
 
         bits = 8 * self.itemsize
-        table: Table[Any] = TILED
+        tiled, persistent = self.tables.tiled, self.tables.persistent
+        table: Table[Any] = tiled
         kind = f"small {bits}"
         if self.rows <= FEW_ROWS:
             kind = f"few {bits}"
-        elif serves(TILED.shipped(architecture, f"large {bits}")):
+        elif serves(tiled.shipped(architecture, f"large {bits}")):
             kind = "derivative 32" if self.derivative and bits == 32 else f"large {bits}"
-        if self.boxes and self.rows > FEW_ROWS and architecture.tiles in PERSISTENT.rows:
-            large, medium = (PERSISTENT.shipped(architecture, k) for k in ("large", "medium"))
+        if self.boxes and self.rows > FEW_ROWS and architecture.tiles in persistent.rows:
+            large, medium = (persistent.shipped(architecture, k) for k in ("large", "medium"))
             smaller = busiest(medium) < WORTH_SMALLER * busiest(large)
             if serves(medium if smaller else large):
-                table, kind = PERSISTENT, "medium" if smaller else "large"
+                table, kind = persistent, "medium" if smaller else "large"
         return self.split(table.choose(architecture, kind), architecture)
