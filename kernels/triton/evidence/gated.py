@@ -19,6 +19,7 @@ PROMISES = {
 # Rows and columns of the output, and depth. K is split where the tiles are fewer than the units.
 SHAPES = {
     "large": (4096, 4096, 4096),
+    "odd": (4096, 4092, 4096),  # rows of the output are not 16 bytes apart: no descriptors
     "medium": (512, 5120, 4096),
     "small": (256, 512, 512),
     "deep": (512, 1024, 1 << 14),

@@ -6,7 +6,8 @@ from ..table import Table
 from .tiles import PersistentTile, Tables, Tile
 
 # Per class of problem and bits of an element, as for plain products. Two accumulators take the
-# registers of one twice as wide.
+# registers of one twice as wide; where descriptors serve most large products, what is left here has
+# rows that start anywhere, whose offsets take registers too.
 TILED = Table(
     "tiled_gated_product",
     {
@@ -19,7 +20,7 @@ TILED = Table(
             "few 32": Tile(32, 32, 4, 4),
         },
         "sm_90": {
-            "large 16": Tile(128, 128, 8, 4),
+            "large 16": Tile(128, 64, 8, 4),
             "large 32": Tile(128, 64, 8, 3),
             "small 16": Tile(64, 64, 4, 4),
             "small 32": Tile(64, 32, 4, 4),
@@ -27,7 +28,7 @@ TILED = Table(
             "few 32": Tile(32, 32, 4, 5),
         },
         "sm_100": {
-            "large 16": Tile(128, 128, 8, 4),
+            "large 16": Tile(128, 64, 8, 4),
             "large 32": Tile(128, 64, 8, 3),
             "small 16": Tile(64, 64, 4, 4),
             "small 32": Tile(64, 32, 4, 4),
