@@ -62,13 +62,16 @@ def comparison(results: Sequence[Result], limits: Limits) -> Iterator[Table]:
 
 
 def cells(result: Result, limits: Limits) -> dict[str, str]:
-    """By label, the share of the limit and the ratio to each peer in one cell."""
+    """By label, in one cell: the share of the limit, the ratio to torch, and to the fastest other
+    peer."""
+    timed = [peer for peer in result.peers if peer in result.seconds]
+    others = sorted((peer for peer in timed if peer != "torch"), key=result.seconds.__getitem__)
+    named = [*(["torch"] if "torch" in timed else []), *others[:1]]
     return {
         result.label(way): " · ".join(
             (
                 share(result, way, limits),
-                *(f"{ratio(result, way, peer)}× {PEER_NAMES[peer]}" for peer in result.peers),
-                *(f"{PEER_NAMES[peer]} {ABSENT}" for peer in result.absent),
+                *(f"{ratio(result, way, peer)}× {PEER_NAMES[peer]}" for peer in named),
             )
         )
         for way in result.ways
