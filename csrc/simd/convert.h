@@ -32,7 +32,15 @@ LANEWISE_INLINE f32v widen_bf16(u16v v) { return as_float(zero_extend(v) << 16);
 
 // Adding 0x7fff plus the lowest kept bit carries into it exactly when nearest-even rounds up.
 // A NaN keeps its sign and top bits and becomes quiet: the addition could carry it into infinity.
+// (AVX512-BF16 has an instruction that does all this but for subnormal numbers, which it makes
+// zero.)
 LANEWISE_INLINE u16v narrow_bf16(f32v v) {
+#if defined(__AVX512BF16__) && LANEWISE_LANES == 16
+  constexpr int kSubnormal = 0x20;
+  const __m512 wide = reinterpret_cast<__m512>(v);
+  if (__builtin_expect(_mm512_fpclass_ps_mask(wide, kSubnormal) == 0, 1))
+    return reinterpret_cast<u16v>(_mm512_cvtneps_pbh(wide));
+#endif
   const u32v bits = as_uint(v);
   const u32v rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const u32v quiet = (bits >> 16) | 0x0040u;
