@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,6 +35,10 @@ ARM64 = {
     "generic": ["-DLANEWISE_LANES=4"],
     "neon": ["-march=armv8.2-a+fp16"],
 }
+# Targets that stand on the one before them in the dispatch: what it is compiled with besides, and
+# the sources that are its own. All else is the other's.
+AMX_FLAGS = ["-mamx-tile", "-mamx-bf16"]
+ADDITIONS = {"amx": ("avx512bf16", AMX_FLAGS, ["csrc/gemm/amx.cpp"])}
 TARGETS = {"x86_64": X86, "amd64": X86, "aarch64": ARM64, "arm64": ARM64}[
     platform.machine().lower()
 ]
@@ -43,6 +48,8 @@ TEST_TARGETS = {"wide": [*AVX2, "-DLANEWISE_LANES=16", "-O2"]} if TARGETS is X86
 if chosen := os.environ.get("LANEWISE_BUILD_TARGETS", "").split():  # fewer, for sanitizers
     TARGETS = {name: flags for name, flags in TARGETS.items() if name in chosen}
     TEST_TARGETS = {name: flags for name, flags in TEST_TARGETS.items() if name in chosen}
+
+ADDITIONS = {name: added for name, added in ADDITIONS.items() if added[0] in TARGETS}
 
 # The oldest torch whose stable ABI offers all that we call: 2.10.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
@@ -108,16 +115,29 @@ class BuildKernels(build_ext):
     def compiler_cxx(self) -> list[str]:
         return shlex.split(os.environ.get("CXX", "")) or ["g++"]
 
+    def knows(self, flags: list[str]) -> bool:
+        """Whether the compiler takes these flags."""
+        probe = [*self.compiler_cxx(), *flags, "-E", "-x", "c++", os.devnull, "-o", os.devnull]
+        return subprocess.run(probe, capture_output=True).returncode == 0
+
     def jobs(self, ext: Extension) -> list[tuple[str, str, list[str]]]:
         """(source, variant, flags) of every object that `ext` is linked from."""
         host = ext.name.endswith("_host")
         targets = {**TARGETS, **TEST_TARGETS} if host else TARGETS
-        choose = "-DLANEWISE_TARGETS=" + " ".join(f"X({name})" for name in targets)
+        additions = {name: a for name, a in ADDITIONS.items() if self.knows(a[1])}
+        names = [*TARGETS, *additions, *(TEST_TARGETS if host else {})]
+        choose = "-DLANEWISE_TARGETS=" + " ".join(f"X({name})" for name in names)
         jobs = [
             (source, name, [*COMMON, *flags, f"-DLANEWISE_TARGET={name}"])
             for name, flags in targets.items()
             for source in KERNELS
         ]
+        for name, (base, own, files) in additions.items():
+            flags = [*COMMON, *TARGETS[base]]
+            both = [f"-DLANEWISE_TARGET={name}", f"-DLANEWISE_BASE={base}"]
+            table = [f"-DLANEWISE_TARGET={base}", f"-DLANEWISE_TABLE={name}"]
+            jobs += [(source, name, [*flags, *own, *both]) for source in files]
+            jobs += [("csrc/dispatch/table.cpp", name, [*flags, *table])]
         jobs += [(source, "common", COMMON) for source in HELPERS]
         variant = "host" if host else "ops"
         jobs += [("csrc/dispatch/choose.cpp", variant, [*COMMON, choose])]

@@ -8,6 +8,9 @@
 #if defined(__aarch64__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
+#elif defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
 #endif
 
 namespace lanewise {
@@ -42,6 +45,28 @@ int64_t cache_size(int level, int name, int64_t otherwise) {
   return bytes > 0 ? bytes : otherwise;
 }
 
+#if defined(__x86_64__)
+// Whether the CPU has tiles of bfloat16, the system saves them, and it lets this process use them:
+// Linux allots their 8 KiB to a thread's saved state only on demand, and refuses where a signal
+// stack would be too small for it.
+bool tiles_granted() {
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;  // leaf 7, EDX
+  constexpr unsigned kTileState = 3u << 17;                     // XCR0: configuration and data
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;   // ARCH_REQ_XCOMP_PERM
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  if (!(d & kAmxBf16) || !(d & kAmxTile)) return false;
+  unsigned low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  if ((low & kTileState) != kTileState) return false;
+#if defined(__linux__)
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 }  // namespace
 
 const Caches& caches() {
@@ -64,7 +89,12 @@ bool cpu_runs(const char* target) {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq");
   if (std::strcmp(target, "avx512") == 0) return avx512;
-  if (std::strcmp(target, "avx512bf16") == 0) return avx512 && __builtin_cpu_supports("avx512bf16");
+  const bool avx512bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  if (std::strcmp(target, "avx512bf16") == 0) return avx512bf16;
+  if (std::strcmp(target, "amx") == 0) {
+    static const bool granted = avx512bf16 && tiles_granted();
+    return granted;
+  }
 #elif defined(__aarch64__)
   if (std::strcmp(target, "neon") == 0) return getauxval(AT_HWCAP) & HWCAP_ASIMDHP;
 #endif

@@ -1,16 +1,24 @@
-// One table for the target being compiled.
+// One table for the target being compiled, or for one that stands on it: LANEWISE_TABLE names that,
+// and what it has of its own is declared here.
 #include "dispatch/table.h"
 
 #include "gemm/tile.h"
 
-namespace lanewise::LANEWISE_TARGET {
+#ifndef LANEWISE_TABLE
+#define LANEWISE_TABLE LANEWISE_TARGET
+#endif
+
+namespace lanewise::LANEWISE_TABLE {
+
+using namespace LANEWISE_TARGET;
+void gemm(const GemmParams& p);
 
 #define LANEWISE_STRING(x) #x
 #define LANEWISE_NAME(x) LANEWISE_STRING(x)
 
 extern const Table kTable;
 const Table kTable = {
-    .target = LANEWISE_NAME(LANEWISE_TARGET),
+    .target = LANEWISE_NAME(LANEWISE_TABLE),
     .lanes = kLanes,
     .activation_backward = activation_backward,
     .attention = attention,
@@ -29,4 +37,4 @@ const Table kTable = {
     .read_probe = read_probe,
 };
 
-}  // namespace lanewise::LANEWISE_TARGET
+}  // namespace lanewise::LANEWISE_TABLE
