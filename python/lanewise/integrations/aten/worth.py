@@ -2,7 +2,8 @@
 
 Each answers SERVED, or the reason to leave a call to torch. The bounds are where torch 2.13 and
 lanewise took the same time, on two cores of a Zen 5 machine as it is (avx512bf16) and as if it had
-no AVX-512 (avx2); the detour through Python is counted in, which small calls do not repay.
+no AVX-512 (avx2), and products of bfloat16 on an Intel Xeon (amx); the detour through Python is
+counted in, which small calls do not repay.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from lanewise import _host
 from lanewise.integrations.aten.reason import SERVED, TOO_SMALL, TORCH_IS_FASTER, UNMEASURED
 
 MEASURED = ("avx2", "avx512", "avx512bf16")  # the second is the third but for bfloat16
+NORMS_MEASURED = (*MEASURED, "amx")  # whose norms are those of the set below
 
 # Multiplications from which a product pays: of one row, of up to 16 rows, and of more.
 _AVX2 = {
@@ -28,6 +30,7 @@ _FEWEST = {
     "avx2": _AVX2,
     "avx512": _AVX512,
     "avx512bf16": {**_AVX512, torch.bfloat16: (1 << 16, 1 << 13, 1 << 13)},
+    "amx": {**_AVX512, torch.bfloat16: (1 << 16, 1 << 13, 1 << 13)},
 }
 
 # What is told at a glance: below these, no call of a dtype pays on this CPU.
@@ -62,6 +65,8 @@ def product(
         most_rows = 32 if layout == "linear" else 2
         if isa == "avx512bf16" and (batch > 1 or (work > 1 << 22 and m > most_rows)):
             return TORCH_IS_FASTER
+        if isa == "amx" and (batch > 1 or layout != "linear" or m > 512):
+            return TORCH_IS_FASTER
         if isa == "avx2" and layout == "other" and (m < 4 or batch * work < 1 << 18):
             return TORCH_IS_FASTER
     return SERVED
@@ -81,12 +86,12 @@ def attention(isa: str) -> str:
 
 def rms_norm(isa: str, cols: int) -> str:
     """Root mean square norm of any number of rows: torch makes a dozen passes of its own each."""
-    return SERVED if isa in MEASURED else UNMEASURED
+    return SERVED if isa in NORMS_MEASURED else UNMEASURED
 
 
 def layer_norm(isa: str, dtype: torch.dtype, rows: int, cols: int, gradient: bool) -> str:
     """Layer norm, alone or with its gradient, which needs an autograd function in Python."""
-    if isa not in MEASURED:
+    if isa not in NORMS_MEASURED:
         return UNMEASURED
     if cols < 256 or rows * cols < (1 << 20 if gradient else LEAST_LAYER_NORM):
         return TOO_SMALL
