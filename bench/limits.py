@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from functools import cached_property
 
+import torch
+
 from bench.case import Task
 from lanewise import _host
 
@@ -18,9 +20,9 @@ LARGEST = max(256 << 20, 1 << (2 * _host.cache_sizes()["l3"]).bit_length())
 class Limits:
     """The best rate of fused multiply-adds and of reading that any sample of this run has seen.
 
-    The multiply-adds are float32, which is what every dtype is computed in; bfloat16 exceeds them
-    where the machine multiplies pairs of it. Reading is measured over as many bytes as the task
-    touches, rounded up to a power of two: what fits a cache is held against that cache.
+    The multiply-adds are float32, which is what every dtype is computed in, or for bfloat16 the
+    machine's own products of it where those are faster. Reading is measured over as many bytes as
+    the task touches, rounded up to a power of two: what fits a cache is held against that cache.
     """
 
     def __init__(self, threads: int) -> None:
@@ -28,16 +30,17 @@ class Limits:
         self.threads = threads
         self.bandwidth: dict[int, float] = {}  # bytes per second, by bytes read
         self._rates: list[float] = []
+        self._pair_rates: list[float] = []  # of bfloat16
 
     @property
     def sampled(self) -> bool:
         """Whether anything was measured at all."""
         return bool(self._rates)
 
-    @property
-    def flops(self) -> float:
-        """Multiplications and additions per second."""
-        return max(self._rates)
+    def flops(self, dtype: torch.dtype) -> float:
+        """Multiplications and additions of a dtype per second."""
+        pairs = self._pair_rates if dtype == torch.bfloat16 else []
+        return max([*self._rates, *pairs])
 
     def sample(self, task: Task) -> float:
         """Measures both limits once more; called right after a case, to meet the same machine.
@@ -47,6 +50,10 @@ class Limits:
         """
         rate = 1e9 * _host.fma_rate(self.target, self.threads, PROBE_SECONDS)
         self._rates.append(rate)
+        if task.dtype == torch.bfloat16:
+            pairs = 1e9 * _host.pair_rate(self.target, self.threads, PROBE_SECONDS)
+            self._pair_rates.append(pairs)
+            rate = max(rate, pairs)
         size = _probe_size(task.bytes)
         reading = 1e9 * _host.read_bandwidth(self.target, self.threads, size, PROBE_SECONDS)
         self.bandwidth[size] = max(self.bandwidth.get(size, 0.0), reading)
@@ -54,7 +61,7 @@ class Limits:
 
     def binding(self, task: Task) -> tuple[str, float]:
         """Which limit binds a task, and the seconds that it asks for."""
-        computing = task.flops / self.flops
+        computing = task.flops / self.flops(task.dtype)
         moving = task.bytes / self.bandwidth[_probe_size(task.bytes)]
         return ("compute", computing) if computing > moving else ("bytes", moving)
 
@@ -83,7 +90,7 @@ class Limits:
         """The limits, and how much the machine moved under the run."""
         best, middle, least = (
             f"{rate / 1e9:.0f}"
-            for rate in (self.flops, statistics.median(self._rates), min(self._rates))
+            for rate in (max(self._rates), statistics.median(self._rates), min(self._rates))
         )
         reading = ", ".join(
             f"{rate / 1e9:.0f} GB/s over {size / 2**20:g} MiB"
@@ -94,6 +101,11 @@ class Limits:
                 "multiply-adds",
                 f"{best} GFLOP/s, the best of {len(self._rates)} samples "
                 f"(median {middle}, least {least})",
+            ),
+            *(
+                [("bfloat16 products", f"{max(self._pair_rates) / 1e9:.0f} GFLOP/s")]
+                if self._pair_rates
+                else []
             ),
             ("reading", reading),
             (

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -59,8 +60,7 @@ mpl.rcParams.update(
     }
 )
 
-# 16-bit dot instructions, which only some CPUs have, go beyond it.
-SHARE = "share of the limit (float32 multiply-adds, or bytes)"
+SHARE = "share of the limit (multiply-adds, or bytes)"
 
 
 def draw(kind: str, results: Sequence[Result], limits: Limits, title: str, path: Path) -> None:
@@ -218,9 +218,9 @@ def _roofline(results: Sequence[Result], limits: Limits) -> Figure:
     left, right = 0.7 * min(intensities), 1.5 * max(intensities)
     for dtype, panel in panels.items():
         for level, bandwidth in limits.levels.items():
-            ridge = min(max(limits.flops / bandwidth, left), right)
-            xs = [left, ridge, right]
-            ys = [min(limits.flops, x * bandwidth) / 1e9 for x in xs]
+            peak = limits.flops(getattr(torch, dtype))
+            xs = [left, min(max(peak / bandwidth, left), right), right]
+            ys = [min(peak, x * bandwidth) / 1e9 for x in xs]
             panel.plot(xs, ys, color=OTHER, linewidth=1, zorder=1)
             panel.annotate(level, (left, ys[0]), fontsize=7, color=OTHER, va="bottom")
         for result in (r for r in results if r.task.dtype_name == dtype):

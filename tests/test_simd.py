@@ -120,6 +120,7 @@ def test_every_tail(target: str, x_dtype: str, out_dtype: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_probes_measure_something(target: str) -> None:
     assert 0.1 < _host.fma_rate(target, 1, 0.01) < 1000
+    assert 0.1 < _host.pair_rate(target, 1, 0.01) < 10_000
     assert 0.1 < _host.read_bandwidth(target, 2, 1 << 22, 0.01) < 10_000
 
 

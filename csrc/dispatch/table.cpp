@@ -12,6 +12,8 @@ namespace lanewise::LANEWISE_TABLE {
 
 using namespace LANEWISE_TARGET;
 void gemm(const GemmParams& p);
+int64_t pair_round_flops();
+void pair_probe(const FmaProbe& p);
 
 #define LANEWISE_STRING(x) #x
 #define LANEWISE_NAME(x) LANEWISE_STRING(x)
@@ -34,6 +36,8 @@ const Table kTable = {
     .elementary = elementary,
     .fma_round_flops = fma_round_flops,
     .fma_probe = fma_probe,
+    .pair_round_flops = pair_round_flops,
+    .pair_probe = pair_probe,
     .read_probe = read_probe,
 };
 

@@ -32,6 +32,8 @@ struct Table {
   void (*elementary)(const ElementaryParams&);
   int64_t (*fma_round_flops)();
   void (*fma_probe)(const FmaProbe&);
+  int64_t (*pair_round_flops)();
+  void (*pair_probe)(const FmaProbe&);
   void (*read_probe)(const ReadProbe&);
 };
 

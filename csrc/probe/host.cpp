@@ -33,15 +33,25 @@ double best_time(double seconds, F&& f) {
   return best;
 }
 
-double fma_rate(const std::string& target, int threads, double seconds) {
+// GFLOP/s of a probe.
+double rate_of(void (*probe)(const FmaProbe&), int64_t round_flops, int threads, double seconds) {
   require_positive("threads", threads);
-  const Table& t = table(target);
-  constexpr int64_t kRounds = 1 << 17;  // some 0.3 ms: a region's 1.2 µs do not show
+  constexpr int64_t kRounds = 1 << 17;  // at least 0.3 ms: a region's 1.2 µs do not show
   std::vector<float> sink(threads);
   py::gil_scoped_release release;
   const double best =
-      best_time(seconds, [&] { t.fma_probe({kRounds, 0.9f, 0.1f, sink.data(), threads}); });
-  return static_cast<double>(t.fma_round_flops()) * kRounds * threads / best * 1e-9;
+      best_time(seconds, [&] { probe({kRounds, 0.9f, 0.1f, sink.data(), threads}); });
+  return static_cast<double>(round_flops) * kRounds * threads / best * 1e-9;
+}
+
+double fma_rate(const std::string& target, int threads, double seconds) {
+  const Table& t = table(target);
+  return rate_of(t.fma_probe, t.fma_round_flops(), threads, seconds);
+}
+
+double pair_rate(const std::string& target, int threads, double seconds) {
+  const Table& t = table(target);
+  return rate_of(t.pair_probe, t.pair_round_flops(), threads, seconds);
 }
 
 double read_bandwidth(const std::string& target, int threads, int64_t bytes, double seconds) {
@@ -94,6 +104,9 @@ void bind_probe(py::module_& m) {
   m.def("fma_rate", fma_rate, py::arg("target"), py::arg("threads") = 1, py::arg("seconds") = 0.2,
         "GFLOP/s of independent multiply-adds in registers, the best over `seconds`: the limit of "
         "whatever computes.");
+  m.def("pair_rate", pair_rate, py::arg("target"), py::arg("threads") = 1, py::arg("seconds") = 0.2,
+        "GFLOP/s of bfloat16 products summed in float32, by the target's own instruction where it "
+        "has one, else as `fma_rate`.");
   m.def("read_bandwidth", read_bandwidth, py::arg("target"), py::arg("threads") = 1,
         py::arg("bytes") = int64_t{200} << 20, py::arg("seconds") = 0.2,
         "GB/s of reading an array of `bytes`, the best over `seconds`: the limit of whatever "

@@ -35,6 +35,28 @@ void fma_probe(const FmaProbe& p) {
   });
 }
 
+#if defined(__AVX512BF16__) && LANEWISE_LANES == 16
+int64_t pair_round_flops() { return 2 * fma_round_flops(); }
+
+void pair_probe(const FmaProbe& p) {
+  parallel(p.threads, [&](int thread, int) {
+    const __m512bh factors = _mm512_cvtne2ps_pbh(_mm512_set1_ps(p.factor), _mm512_set1_ps(p.term));
+    __m512 chain[kChains];
+    for (int c = 0; c < kChains; ++c) chain[c] = _mm512_set1_ps(static_cast<float>(c));
+    for (int64_t i = 0; i < p.rounds; ++i)
+#pragma GCC unroll 32
+      for (int c = 0; c < kChains; ++c) chain[c] = _mm512_dpbf16_ps(chain[c], factors, factors);
+    __m512 total = chain[0];
+    for (int c = 1; c < kChains; ++c) total = _mm512_add_ps(total, chain[c]);
+    p.sink[thread] = _mm512_reduce_add_ps(total);
+  });
+}
+#else
+int64_t pair_round_flops() { return fma_round_flops(); }
+
+void pair_probe(const FmaProbe& p) { fma_probe(p); }
+#endif
+
 void read_probe(const ReadProbe& p) {
   parallel(p.threads, [&](int thread, int threads) {
     constexpr int64_t kStep = kReadChains * kLanes;

@@ -28,6 +28,10 @@ namespace LANEWISE_TARGET {
 // The floating-point operations of one round of one thread.
 int64_t fma_round_flops();
 void fma_probe(const FmaProbe& p);
+// The same of products of bfloat16 pairs, by whatever instruction the target has for them; without
+// one, those of float32.
+int64_t pair_round_flops();
+void pair_probe(const FmaProbe& p);
 void read_probe(const ReadProbe& p);
 }  // namespace LANEWISE_TARGET
 #endif

@@ -50,12 +50,15 @@ class ThisCPU:
     def __init__(self) -> None:
         self._threads, self._isa = torch.get_num_threads(), _host.isa()
         self._rates: list[float] = []
+        self._pair_rate = 0.0  # of bfloat16
         self._clock = 0.0
         self._bandwidths: dict[int, float] = {}
 
     def sample(self, sizes: Iterable[float]) -> None:
         """Measures every limit once more, reading over arrays of about these ``sizes``."""
         self._rates.append(1e9 * _host.fma_rate(self._isa, self._threads, PROBE_SECONDS))
+        pairs = _host.pair_rate(self._isa, self._threads, PROBE_SECONDS)
+        self._pair_rate = max(self._pair_rate, 1e9 * pairs)
         self._clock = max(self._clock, 1e9 * _host.clock_rate(PROBE_SECONDS))
         for size in {_rounded(size) for size in sizes}:
             gigabytes = _host.read_bandwidth(self._isa, self._threads, size, PROBE_SECONDS)
@@ -66,7 +69,11 @@ class ThisCPU:
         best = max(self._rates)
         return Machine(
             name=f"this CPU, {self._isa}, {self._threads} threads",
-            flops=dict.fromkeys((torch.float32, torch.bfloat16, torch.float16), best),
+            flops={
+                torch.float32: best,
+                torch.bfloat16: max(best, self._pair_rate),
+                torch.float16: best,
+            },
             bandwidth=self._bandwidths[_rounded(resident)],
             clock=self._clock,
             source="measured",
