@@ -6,7 +6,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ FAMILIES = (*TOUR, "models")
 
 def main() -> int:
     """Measures the chosen sections, prints their tables and writes their numbers and plots."""
-    options = _parse()
+    options = parse(sys.argv[1:])
     if options.isa and os.environ.get("LANEWISE_ISA") != options.isa:
         # lanewise has chosen when it was imported: start again.
         os.environ["LANEWISE_ISA"] = options.isa
@@ -44,10 +44,8 @@ def main() -> int:
         print("nothing was measured", file=sys.stderr)
         return INTERRUPTED
 
-    if options.markdown:
-        report.page(run)
-    else:
-        report.tables(run)
+    report.tables(run)
+    report.page(run, options.output / "page.md")
     for family, sections in options.chosen.items():
         found = [result for section in sections for result in run.results(section)]
         if found:
@@ -81,7 +79,8 @@ def _measured(run: Run) -> list[Result]:
     return [result for section in run.sections for result in run.results(section)]
 
 
-def _parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options, with the sections that they choose as ``chosen``."""
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description="Alternates lanewise and its peers in one process and takes the best of each. "
@@ -140,19 +139,19 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--json", type=Path, help="the file for everything measured (default: run.json in OUTPUT)"
     )
-    parser.add_argument("--markdown", action="store_true", help="print the README's table")
     parser.add_argument(
         "--output",
         type=Path,
         default=Path("build/bench"),
-        help="the folder for numbers (CSV) and plots (default: %(default)s)",
+        help="the folder for numbers (CSV), a table (Markdown) and plots (default: %(default)s)",
     )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     for family in options.families:
         if family not in FAMILIES:
             parser.error(f"family must be one of {', '.join(FAMILIES)}, got '{family}'")
-    on_pages = options.markdown or not (options.families or options.sections)
-    options.families = options.families or TOUR
+    tour = not (options.families or options.sections)
+    asks = options.model or options.shape
+    options.families = options.families or (tuple(asked.FAMILIES) if asks else TOUR)
 
     options.json = options.json or options.output / "run.json"
     options.before = None
@@ -162,9 +161,9 @@ def _parse() -> argparse.Namespace:
             options.before = compare.load(options.compare)
         except ValueError as error:
             parser.error(str(error))
-    if options.model or options.shape:
-        if options.sections or options.markdown:
-            parser.error("--model and --shape make sections of their own, in no page's table")
+    if asks:
+        if options.sections:
+            parser.error("--model and --shape make sections of their own")
         try:
             options.chosen = asked.sections(
                 options.families, options.model, options.shape, options.dtypes
@@ -184,13 +183,11 @@ def _parse() -> argparse.Namespace:
             section
             for section in group
             if section.name in (options.sections or names)
-            and (section.cells is not None or not on_pages)
+            and (section.cells is not None or not tour)
         ]
         for family, group in sections.items()
     }
     options.chosen = {family: group for family, group in wanted.items() if group}
-    if not options.chosen:
-        parser.error("no such section is part of the page's table")
     return options
 
 

@@ -49,16 +49,16 @@ def tables(run: Run) -> None:
                 console.print(part)
 
 
-def page(run: Run) -> None:
-    """Prints the facts and one table as a page holds them."""
-    print("; ".join(f"{name} {value}" for name, value in facts(run)), end="\n\n")
+def page(run: Run, path: Path) -> None:
+    """Writes the facts and one table, as a page holds them, in Markdown."""
     cells = (
         (result, section.cells(result, run.limits))
         for section in run.sections
         if section.cells
         for result in run.results(section)
     )
-    print(table.markdown(cells))
+    header = "; ".join(f"{name} {value}" for name, value in facts(run))
+    path.write_text(f"{header}\n\n{table.markdown(cells)}\n")
 
 
 def verdicts(found: Sequence[Verdict]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from bench import asked, peers
-from bench.__main__ import main
+from bench.__main__ import TOUR, main, parse
 from bench.case import Case
 from bench.check import Checker
 
@@ -59,6 +59,16 @@ def test_a_model_with_windows_and_groups() -> None:
     problems = [str(point.args[0]) for point in (p.args[0] for p in points)]  # type: ignore[attr-defined]
     assert "1×4/1×2048×2048×256, causal, window 512" in problems
     assert "1×4/1×1×4096×256" in problems
+
+
+def test_without_a_family() -> None:
+    """A model is asked of every family; otherwise it is a tour without sweeps."""
+    assert list(parse(["--model", "minilm"]).chosen) == ["gemm", "attention", "norm"]
+    chosen = parse([]).chosen
+    assert tuple(chosen) == TOUR
+    assert "sweep" not in {section.name for group in chosen.values() for section in group}
+    whole = parse(["attention"]).chosen
+    assert "sweep" in {section.name for section in whole["attention"]}
 
 
 @pytest.mark.parametrize(

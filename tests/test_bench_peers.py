@@ -170,7 +170,14 @@ def test_a_peer_that_gives_a_wrong_answer_is_not_timed(
 def test_the_pictures_of_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert bench(monkeypatch, tmp_path, "rope", "--peers", "torch") == 0
     found = {path.name for path in tmp_path.iterdir()}
-    assert {"roofline.png", "rope.png", "rope-ratios.png", "rope.csv", "run.json"} <= found
+    assert {
+        "roofline.png",
+        "rope.png",
+        "rope-ratios.png",
+        "rope.csv",
+        "page.md",
+        "run.json",
+    } <= found
 
 
 def test_an_unknown_peer_is_refused(
