@@ -92,8 +92,13 @@ def attention_in(
     window_right: int = -1,
     softcap: float = 0.0,
     scale: float | None = None,
+    powers_of_two: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Attention by its formula, every step in `dtype`: float64 specifies, others serve as peers."""
+    """Attention by its formula, every step in `dtype`: float64 specifies, others serve as peers.
+
+    With `powers_of_two` the softmax is one of powers of two of scores times log2(e), as that of
+    FlexAttention and FlashAttention (Dao 2023): a rounding more for each score, and for the lse.
+    """
     heads, queries, head_dim = q.shape[1:]
     keys = k.shape[2]
     group = heads // max(k.shape[1], 1)
@@ -121,7 +126,12 @@ def attention_in(
         sink = sinks.to(dtype)[:, None, None].expand(*scores.shape[:3], 1)
         logits = torch.cat([logits, sink], dim=-1)
     lse = logits.logsumexp(-1)
-    weights = (logits - lse[..., None]).exp()[..., :keys].masked_fill(dead[..., None], 0.0)
+    if powers_of_two:
+        log2e = math.log2(math.e)
+        weights = (logits * log2e - (lse * log2e)[..., None]).exp2()
+    else:
+        weights = (logits - lse[..., None]).exp()
+    weights = weights[..., :keys].masked_fill(dead[..., None], 0.0)
     return weights @ v, lse.masked_fill(dead, -math.inf)
 
 
