@@ -57,7 +57,7 @@ def _first_calls(case: Case, sides: dict[str, Side]) -> tuple[dict[str, float], 
             if isinstance(output, Sample):
                 output, elapsed = output.output, output.seconds
             fault = checker.fault(name, output)
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # whatever a foreign package throws
             fault = f"failed: {error}"
         if fault:
             wrong[name] = fault

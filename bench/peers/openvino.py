@@ -25,6 +25,7 @@ from bench.peers.question import (
     RMSNorm,
     Rope,
     Unanswered,
+    alone,
 )
 
 TYPES = {torch.float32: ov.Type.f32, torch.bfloat16: ov.Type.bf16, torch.float16: ov.Type.f16}
@@ -76,10 +77,10 @@ class Graph:
             request.set_input_tensor(index, tensor)
         held = self._held
 
-        def run() -> tuple[Tensor, ...]:
+        def run() -> Any:
             assert held
             request.infer()
-            return tuple(_tensor(request.get_output_tensor(i)) for i in range(len(outputs)))
+            return alone([_tensor(request.get_output_tensor(i)) for i in range(len(outputs))])
 
         return run
 

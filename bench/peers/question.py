@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,6 +103,11 @@ class Rope(Question):
     x: Tensor
     cos: Tensor
     sin: Tensor
+
+
+def alone(outputs: Sequence[Any]) -> Any:
+    """The one output of a graph that has one, as torch's ops return it; else all, in a tuple."""
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
 class Unanswered(Exception):
