@@ -55,7 +55,7 @@ def answer(question: Question) -> Side:
 @singledispatch
 def _answer(question: Question) -> tuple[Any, ...]:
     """The function of arrays, which returns several, and its operands."""
-    raise NotImplementedError(type(question))
+    raise Unanswered
 
 
 @_answer.register
