@@ -106,7 +106,7 @@ def calls(draw: st.DrawFn, shape: AttentionShape, dtype: torch.dtype) -> Call:
 
 
 def reordered(seed: int, rows: int = 1, powers_of_two: bool = False) -> Any:
-    """`reference.attention_in` over shuffled queries, keys and head elements.
+    """`reference.attention_in` over shuffled queries, keys and elements of heads and values.
 
     The formula is the same and every sum runs in another order: one order alone may be lucky in
     its roundings, and says little about the error that plain torch makes. Few queries come several
@@ -130,7 +130,8 @@ def reordered(seed: int, rows: int = 1, powers_of_two: bool = False) -> Any:
     ) -> tuple[Tensor, Tensor]:
         queries, keys = q.shape[2], k.shape[2]
         generator = torch.Generator().manual_seed(seed)
-        i, j, d = (torch.randperm(n, generator=generator) for n in (queries, keys, q.shape[3]))
+        sizes = (queries, keys, q.shape[3], v.shape[3])
+        i, j, d, e = (torch.randperm(n, generator=generator) for n in sizes)
         back = i.argsort()
         i = i.repeat(-(-rows // max(queries, 1)))
         # What depends on the positions becomes part of the bias.
@@ -148,13 +149,13 @@ def reordered(seed: int, rows: int = 1, powers_of_two: bool = False) -> Any:
             dtype,
             q[:, :, i][..., d],
             k[:, :, j][..., d],
-            v[:, :, j],
+            v[:, :, j][..., e],
             whole[:, :, i][..., j],
             sinks,
             powers_of_two=powers_of_two,
             **options,
         )
-        return out[:, :, back], lse[:, :, back]
+        return out[:, :, back][..., e.argsort()], lse[:, :, back]
 
     return op
 
