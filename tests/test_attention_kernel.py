@@ -214,6 +214,36 @@ def test_a_row_that_attends_nothing(target: str) -> None:
     assert (case.backward(target)[0][:, :, dead] == 0).all()
 
 
+ONLY_KEYS = {
+    "panels": ((2, 3, 3, 150, 170, 40, 24), {}),
+    "long heads": ((1, 1, 1, 40, 40, 300, 257), {}),
+    "few queries": ((1, 2, 2, 3, 300, 65, 33), {}),
+    "one query": ((2, 2, 2, 1, 50, 64, 64), {}),
+    "softcap": ((1, 2, 2, 40, 50, 16, 16), {"softcap": 2.0}),
+    "everything": (
+        (2, 2, 2, 40, 50, 16, 16),
+        {"bias": (2, 1, 40, 50), "slopes": True, "softcap": 30.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.float16], ids=["f32", "bf16", "f16"])
+@pytest.mark.parametrize("name", ONLY_KEYS)
+def test_an_only_key_weighs_exactly_one(target: str, dtype: type, name: str) -> None:
+    shape, options = ONLY_KEYS[name]
+    case = Case(dtype, shape, window_left=0, window_right=0, **options)
+    case.grad_lse[...] = 0
+    queries, keys = shape[3:5]
+    out, _ = case.forward(target)
+    grad_q, grad_k, grad_v, grad_bias, _ = case.backward(target)
+    # Decoding and panels round scores differently, the weight of the only one is 1 for both.
+    np.testing.assert_array_equal(out, case.v[:, :, keys - queries :])
+    np.testing.assert_array_equal(grad_v[:, :, keys - queries :], case.grad_out)
+    for zero in (grad_q, grad_k, grad_v[:, :, : keys - queries], grad_bias):
+        assert zero is None or (decode(zero) == 0).all()
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_nan_reaches_exactly_the_rows_that_attend_it(target: str) -> None:
     case = Case(np.float32, (1, 1, 1, 60, 60, 8, 8), window_right=0)

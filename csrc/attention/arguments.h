@@ -177,7 +177,7 @@ inline void describe_options(const char* op, AttentionOptions& o, int64_t querie
   p.softcap = static_cast<float>(o.softcap);
   p.scale = o.scale.value_or(1 / std::sqrt(static_cast<double>(p.dim)));
   // The factor of the products (scores.h).
-  const double factor = p.softcap != 0 ? p.scale / o.softcap : p.scale * kLog2EInDouble;
+  const double factor = p.softcap != 0 ? p.scale / o.softcap : p.scale;
   require(std::isfinite(static_cast<float>(factor)), op, "scale is too large for float32, got ",
           p.scale);
   if (o.bias) describe_bias(op, *o.bias, queries, keys, p);

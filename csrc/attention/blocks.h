@@ -15,6 +15,9 @@ LANEWISE_INLINE void fill(float* p, int64_t count, float value) {
 
 inline constexpr int kMaxPanels = 16;  // 128 columns of the narrowest target
 
+// A stack of up to so many queries may be decoded; more of them fill panels.
+inline constexpr int kMostDecodeRows = kPanelCols * 3 / 4;
+
 // A unit of work owns `columns` tokens, in panels, and meets `rows` of the others at a time. The
 // result does not depend on the columns: blocks start at fixed rows wherever a unit's range does,
 // so that every column's sums are the same sums for any cut, and so for any number of threads.
@@ -108,6 +111,13 @@ struct Sequence {
   }
 };
 
+// Whether a sequence's queries are so few beside its keys that keys and values had better be read
+// once, where they lie (decode.h), than met by panels of queries, mostly empty ones.
+LANEWISE_INLINE bool decodes(const AttentionParams& p, const Sequence& s) {
+  constexpr int64_t kManyKeys = 4;  // for each query
+  return s.queries * (p.heads / p.kv_heads) <= kMostDecodeRows && s.keys >= kManyKeys * s.queries;
+}
+
 template <class T>
 LANEWISE_INLINE T* head_of(T* data, const HeadStrides& s, int64_t batch, int64_t head) {
   return data + batch * s.batch + head * s.head;
@@ -176,9 +186,8 @@ LANEWISE_INLINE int64_t stats_of(const AttentionParams& p, const Sequence& s, in
   return s.batch * p.lse_batch + head * p.lse_head + s.first_query;
 }
 
-// ALiBi's slope in the units of scores.
 LANEWISE_INLINE float slope_of(const AttentionParams& p, int64_t batch, int64_t head) {
-  return p.slopes ? kLog2E * p.slopes[batch * p.slopes_batch + head * p.slopes_head] : 0.0f;
+  return p.slopes ? p.slopes[batch * p.slopes_batch + head * p.slopes_head] : 0.0f;
 }
 
 // The units of work of all sequences, numbered through.

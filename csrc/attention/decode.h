@@ -225,9 +225,6 @@ LANEWISE_INLINE void for_each_pass(int rows, F&& f) {
   }
 }
 
-// A stack of up to so many rows is decoded; more of them fill panels.
-inline constexpr int kMostDecodeRows = kPanelCols * 3 / 4;
-
 inline constexpr int kMostChunk = 144;
 
 // To whole twins.

@@ -119,7 +119,7 @@ void attention_backward(const std::string& target, py::array grad_out,
                         py::array out, Floats lse, py::array grad_q, py::array grad_k,
                         py::array grad_v, std::optional<Floats> grad_bias,
                         std::optional<Floats> grad_sinks, const Options& options, int threads) {
-  Floats delta(lse.size());
+  Floats delta(lse.size()), norms(lse.size());
   Floats sums =
       grad_q.itemsize() == sizeof(float)
           ? Floats(grad_q)
@@ -131,6 +131,7 @@ void attention_backward(const std::string& target, py::array grad_out,
       .grad_out_strides = strides_of(grad_out, of_q),
       .grad_lse = grad_lse ? grad_lse->data() : nullptr,
       .delta = delta.mutable_data(),
+      .norms = norms.mutable_data(),
       .grad_q = grad_q.mutable_data(),
       .grad_k = grad_k.mutable_data(),
       .grad_v = grad_v.mutable_data(),

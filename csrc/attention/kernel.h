@@ -12,9 +12,6 @@ struct HeadStrides {
   int64_t batch, head, token;
 };
 
-// Kernels take scores in units of log2 e (scores.h): the factor of the products is scale · log2 e.
-inline constexpr double kLog2EInDouble = 1.4426950408889634;
-
 enum class BiasType : int { none, f32, bf16, f16, boolean };
 
 // A batch of sequences. Their tokens are padded to one length, [batch, head, token, element], or
@@ -49,7 +46,7 @@ struct AttentionParams {
   int64_t slopes_batch, slopes_head;                    // strides
   int64_t window_left, window_right;
   float softcap;  // 0: none
-  double scale;   // so that its product with log2 e is rounded once
+  double scale;   // so that its quotient by softcap is rounded once
   void* out;
   HeadStrides out_strides;
   float* lse;                   // natural log of the sum of exponentials, sink included
@@ -63,7 +60,8 @@ struct AttentionBackwardParams {
   const void* grad_out;
   HeadStrides grad_out_strides;
   const float* grad_lse;  // laid out as lse, or null
-  float* delta;           // laid out as lse, working memory
+  float* delta;           // laid out as lse, working memory, and so is the next
+  float* norms;           // lse of scores as panels make them
   void* grad_q;           // these three in the forward's dtype
   void* grad_k;
   void* grad_v;

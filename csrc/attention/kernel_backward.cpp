@@ -1,4 +1,4 @@
-// Gradients without a score matrix in memory and without atomics on sums. With P = 2^(S − lse) and
+// Gradients without a score matrix in memory and without atomics on sums. With P = e^(S − lse) and
 // δ = rowsum(dO ∘ O) − dlse (Dao et al., "FlashAttention", 2022, appendix B):
 //   dS = P ∘ (dO·Vᵀ − δ),  dQ = scale · dS·K,  dK = scale · dSᵀ·Q,  dV = Pᵀ·dO,  dbias = dS.
 //
@@ -8,6 +8,7 @@
 // for any number of threads, which follow each other through a head one block apart.
 #include "attention/blocks.h"
 #include "attention/kernel.h"
+#include "attention/prefill.h"
 
 namespace lanewise::LANEWISE_TARGET {
 
@@ -16,30 +17,15 @@ namespace {
 // Whether a query attended nothing: it has no gradient and gives none, whatever NaN it would meet.
 LANEWISE_INLINE bool dead(float lse) { return lse == -__builtin_inff(); }
 
-// A log in the units of scores, in two parts whose sum has no rounding error of its own; bounded as
-// scores are.
-struct Log2 {
-  float high, low;
-};
-LANEWISE_INLINE Log2 in_base_2(float lse) {
-  const float high = lse * kLog2E;
-  if (__builtin_isinf(high) && !__builtin_isinf(lse))
-    return {__builtin_copysignf(kLargest, high), 0.0f};
-  if (__builtin_isinf(high)) return {high, 0.0f};
-  return {high, __builtin_fmaf(lse, kLog2E, -high) + lse * kLog2ERest};
-}
-
 // scores become P, products (dO·Vᵀ) become dS times `factor`, which comes last: before it, what
 // cancels in dO·Vᵀ − δ must not be rounded.
 LANEWISE_INLINE void score_gradients(float* scores, float* products, int64_t rows, const float* lse,
                                      const float* delta, float factor) {
   for (int64_t r = 0; r < rows; ++r) {
-    const Log2 log = in_base_2(lse[r]);
-    const f32v high = broadcast(log.high), low = broadcast(log.low);
-    const f32v d = broadcast(delta[r]);
+    const f32v log = broadcast(lse[r]), d = broadcast(delta[r]);
     for (int v = 0; v < kPanelVectors; ++v) {
       const int64_t at = r * kPanelCols + v * kLanes;
-      const f32v weight = exp2(load(scores + at) - high - low);
+      const f32v weight = weight_of(load(scores + at), log);
       store(scores + at, weight);
       store(products + at, weight * (load(products + at) - d) * factor);
     }
@@ -58,24 +44,47 @@ LANEWISE_INLINE float* query_sums(const AttentionBackwardParams& b, const Sequen
   return queries_of(b.grad_q_sums, b.grad_q_sums_strides, s, head);
 }
 
-// --- δ -------------------------------------------------------------------------------------------
+// --- lse and δ -----------------------------------------------------------------------------------
 
-// Also clears the sums of dQ.
+// What decodes has the lse of scores whose sums ran in another order than those of panels, which
+// its weights are made from here. So it is made once more, on panels, for one key head.
+template <class T>
+void remake_norms(const AttentionBackwardParams& b, const Sequence& s, int64_t kv_head) {
+  AttentionParams p = b.forward;
+  if (s.queries == 0 || !decodes(p, s)) return;
+  p.value_dim = 0;  // no outputs
+  p.lse = b.norms;
+  const QueryStack stack(p, s, kv_head);
+  const Blocking blocking = choose_blocking(stack.size(), stack.size(),
+                                            {.row = p.dim, .column = p.dim, .score_panels = 1}, 1);
+  Prefill<T>(blocking, stack, 0, {0, s.keys}).run(nullptr);
+}
+
+// δ is summed as dO·Vᵀ is, so that nothing is left of their difference where it ought to be 0, as
+// for a query's only key. Also clears the sums of dQ.
 template <class T>
 void prepare(const AttentionBackwardParams& b, const Sequence& s, int64_t head) {
   const AttentionParams& p = b.forward;
   const TokenRows<T> outs = query_rows<T>(p.out, p.out_strides, s, head);
   const TokenRows<T> grads = query_rows<T>(b.grad_out, b.grad_out_strides, s, head);
   const int64_t stats = stats_of(p, s, head);
+  const bool remade = decodes(p, s);
   float* sums = query_sums(b, s, head);
-  for (int64_t query = 0; query < s.queries; ++query) {
-    const T *out = outs.row(query), *grad = grads.row(query);
-    f32v total = broadcast(0.0f);
-    for (int64_t i = 0; i < p.value_dim; i += kLanes)
-      total += load_some(out + i, p.value_dim - i) * load_some(grad + i, p.value_dim - i);
-    fill(sums + query * b.grad_q_sums_strides.token, p.dim, 0.0f);
-    const int64_t at = stats + query;
-    b.delta[at] = dead(p.lse[at]) ? 0.0f : sum(total) - (b.grad_lse ? b.grad_lse[at] : 0.0f);
+  for (int64_t first = 0; first < s.queries; first += kLanes) {
+    const int count = static_cast<int>(smaller(kLanes, s.queries - first));
+    const T *out[kLanes], *grad[kLanes];
+    for (int i = 0; i < count; ++i) {
+      out[i] = outs.row(first + i);
+      grad[i] = grads.row(first + i);
+    }
+    const f32v products = meet_own(out, grad, count, p.value_dim);
+    for (int i = 0; i < count; ++i) {
+      const int64_t at = stats + first + i;
+      if (!remade) b.norms[at] = p.lse[at];
+      const float grad_lse = b.grad_lse ? b.grad_lse[at] : 0.0f;
+      b.delta[at] = dead(b.norms[at]) ? 0.0f : products[i] - grad_lse;
+      fill(sums + (first + i) * b.grad_q_sums_strides.token, p.dim, 0.0f);
+    }
   }
 }
 
@@ -139,7 +148,7 @@ struct QueryRows {
   // meet({begin, end}) for every run of `all` between the dead queries.
   template <class F>
   void for_each_live(const Sequence& s, int64_t head, Range all, F&& meet) const {
-    const float* lse = p.lse + stats_of(p, s, head);
+    const float* lse = b.norms + stats_of(p, s, head);
     for (int64_t row = all.begin; row < all.end; ++row) {
       const int64_t first = row;
       while (row < all.end && !dead(lse[row])) ++row;
@@ -157,7 +166,7 @@ struct QueryRows {
     meet(queries.from(skip), rows.size(), p.dim, k, scale, scores);
     apply_options(options, columns, rows, scores, derivative, bias);
     meet(gradients.from(skip), rows.size(), p.value_dim, v, nullptr, products);
-    score_gradients(scores, products, rows.size(), p.lse + stats + rows.begin,
+    score_gradients(scores, products, rows.size(), b.norms + stats + rows.begin,
                     b.delta + stats + rows.begin, factor);
   }
 };
@@ -505,7 +514,7 @@ void sink_gradient(const AttentionBackwardParams& b, int64_t head) {
       const int64_t end = smaller(first + kRun, s.queries);
       f32v part = broadcast(0.0f);
       for (int64_t i = first; i < end; i += kLanes) {
-        const f32v lse = load_some(p.lse + stats + i, end - i);
+        const f32v lse = load_some(b.norms + stats + i, end - i);
         const i32v there = (lane_index() < static_cast<int32_t>(smaller(end - i, kLanes))) &
                            (lse != -__builtin_inff());
         const f32v weight = exp(p.sinks[head] - lse);
@@ -568,6 +577,9 @@ void attention_backward(const AttentionBackwardParams& b) {
       parallel_tasks(p.batch * p.heads, threads,
                      [&](int64_t task) { f(b, Sequence(p, task / p.heads), task % p.heads); });
     };
+    parallel_tasks(p.batch * p.kv_heads, threads, [&](int64_t task) {
+      remake_norms<T>(b, Sequence(p, task / p.kv_heads), task % p.kv_heads);
+    });
     for_each_head(prepare<T>);
     key_gradients<T>(b, threads);
     if constexpr (sizeof(T) < sizeof(float)) for_each_head(round_sums<T>);

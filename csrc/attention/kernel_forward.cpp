@@ -13,8 +13,6 @@ namespace {
 
 // Fewer queries than that, all in one unit, leave threads idle unless their keys are cut as well.
 constexpr int64_t kFewColumns = 128;
-// Times as many keys as queries make it worth while to read keys only once.
-constexpr int64_t kManyKeys = 4;
 // So many pieces let a large machine share one sequence and bound the memory for their sums;
 // shorter ones than these are not worth joining.
 constexpr int64_t kMostPieces = 256, kShortestDecode = 256, kShortestPrefill = 2048;
@@ -37,11 +35,7 @@ class Plan {
   }
 
   int64_t columns(const Sequence& s) const { return s.queries * group; }
-  // Where queries are as many as keys, as in training, nothing is gained; and the backward, whose
-  // scores are those of panels to the last bit, would find the lse of slightly other scores.
-  bool decodes(const Sequence& s) const {
-    return columns(s) <= kMostDecodeRows && s.keys >= kManyKeys * s.queries;
-  }
+  bool decodes(const Sequence& s) const { return LANEWISE_TARGET::decodes(p, s); }
   int64_t column_units(const Sequence& s) const {
     return decodes(s) ? columns(s) > 0 : blocking.units(columns(s));
   }

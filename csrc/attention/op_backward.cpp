@@ -42,10 +42,11 @@ Gradients gradients(const char* op, const AttentionParams& forward, const Tensor
 
   const Tensor grad = torch::stable::contiguous(outputs.grad_out),
                output = torch::stable::contiguous(outputs.out),
-               norms = torch::stable::contiguous(outputs.lse);
+               lse = torch::stable::contiguous(outputs.lse);
   std::optional<Tensor> grad_norms;
   if (outputs.grad_lse) grad_norms = torch::stable::contiguous(*outputs.grad_lse);
-  Tensor delta = torch::stable::new_empty(norms, norms.sizes());
+  Tensor delta = torch::stable::new_empty(lse, lse.sizes());
+  Tensor norms = torch::stable::new_empty(lse, lse.sizes());
   Tensor grad_q = torch::stable::new_empty(q, q.sizes());
   Tensor grad_q_sums = q.scalar_type() == ScalarType::Float
                            ? grad_q
@@ -53,8 +54,8 @@ Gradients gradients(const char* op, const AttentionParams& forward, const Tensor
   Tensor grad_k = torch::stable::new_empty(k, k.sizes());
   Tensor grad_v = torch::stable::new_empty(v, v.sizes());
   Tensor grad_bias = needs_bias ? torch::stable::new_zeros(*bias, bias->sizes(), ScalarType::Float)
-                                : torch::stable::new_empty(norms, {0});
-  Tensor grad_sinks = torch::stable::new_zeros(norms, {needs_sinks ? forward.heads : 0});
+                                : torch::stable::new_empty(lse, {0});
+  Tensor grad_sinks = torch::stable::new_zeros(lse, {needs_sinks ? forward.heads : 0});
 
   AttentionBackwardParams p = {
       .forward = forward,
@@ -62,6 +63,7 @@ Gradients gradients(const char* op, const AttentionParams& forward, const Tensor
       .grad_out_strides = strides_of(grad),
       .grad_lse = grad_norms ? grad_norms->const_data_ptr<float>() : nullptr,
       .delta = delta.mutable_data_ptr<float>(),
+      .norms = norms.mutable_data_ptr<float>(),
       .grad_q = grad_q.mutable_data_ptr(),
       .grad_k = grad_k.mutable_data_ptr(),
       .grad_v = grad_v.mutable_data_ptr(),
@@ -73,7 +75,7 @@ Gradients gradients(const char* op, const AttentionParams& forward, const Tensor
   };
   p.forward.out = const_cast<void*>(output.const_data_ptr());
   p.forward.out_strides = strides_of(output);
-  p.forward.lse = const_cast<float*>(norms.const_data_ptr<float>());
+  p.forward.lse = const_cast<float*>(lse.const_data_ptr<float>());
   if (needs_bias) {
     p.grad_bias = grad_bias.mutable_data_ptr<float>();
     const auto size = [&](int64_t d) {

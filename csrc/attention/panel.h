@@ -88,9 +88,9 @@ struct Tokens {
 
 // out[t][:] = scale[:] · Σ_d a[t][d] · b[d][:], unscaled where that is null, for `tokens` rows t:
 // every token meets every column. Long heads are summed in pieces, which keeps errors small.
+inline constexpr int64_t kChain = 128;
 inline void meet(Tokens a, int64_t tokens, int64_t dim, const float* b, const float* scale,
                  float* out) {
-  constexpr int64_t kChain = 128;
   for (int64_t d = 0; d < dim; d += kChain) {
     const Into into =
         scale ? (d ? Into::add_scaled : Into::scaled) : (d ? Into::accumulate : Into::zero);
@@ -131,18 +131,47 @@ LANEWISE_INLINE void store_some(auto* p, f32v v, int64_t count) {
   count >= kLanes ? store(p, v) : store(p, v, static_cast<int>(count));
 }
 
+// tile[i][c] = rows[c][d + i]; what is not there is zero.
+template <class T>
+LANEWISE_INLINE void load_columns(const T* const* rows, int columns, int64_t d, int64_t dim,
+                                  f32v (&tile)[kLanes]) {
+  if (columns >= kLanes && dim - d >= kLanes)
+    for (int c = 0; c < kLanes; ++c) tile[c] = load(rows[c] + d);
+  else
+    for (int c = 0; c < kLanes; ++c)
+      tile[c] = c < columns ? load_some(rows[c] + d, dim - d) : broadcast(0.0f);
+  transpose(tile);
+}
+
 // panel[d][c] = rows[c][d]; columns from `columns` on are zero.
 template <class T>
 inline void pack_columns(const T* const* rows, int columns, int64_t dim, float* panel) {
   for (int c0 = 0; c0 < kPanelCols; c0 += kLanes)
     for (int64_t d = 0; d < dim; d += kLanes) {
       f32v tile[kLanes];
-      for (int c = 0; c < kLanes; ++c)
-        tile[c] = c0 + c < columns ? load_some(rows[c0 + c] + d, dim - d) : broadcast(0.0f);
-      transpose(tile);
+      load_columns(rows + c0, columns - c0, d, dim, tile);
       for (int i = 0; i < kLanes && d + i < dim; ++i)
         store(panel + (d + i) * kPanelCols + c0, tile[i]);
     }
+}
+
+// Σ_d a[c][d] · b[c][d] in lane c, for up to a vector of tokens: each with its own one, bit for bit
+// what `meet` gives them.
+template <class T>
+inline f32v meet_own(const T* const* a, const T* const* b, int tokens, int64_t dim) {
+  f32v total = broadcast(0.0f);
+  for (int64_t first = 0; first < dim; first += kChain) {
+    const int64_t end = dim - first < kChain ? dim : first + kChain;
+    f32v sum = broadcast(0.0f);
+    for (int64_t d = first; d < end; d += kLanes) {
+      f32v x[kLanes], y[kLanes];
+      load_columns(a, tokens, d, dim, x);
+      load_columns(b, tokens, d, dim, y);
+      for (int i = 0; i < kLanes; ++i) sum += x[i] * y[i];
+    }
+    total += sum;
+  }
+  return total;
 }
 
 // rows[c][d] = panel[d][c] · factor[c]

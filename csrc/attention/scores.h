@@ -1,8 +1,5 @@
 // What turns products into scores, on a panel: softcap, ALiBi, bias and masks, each free where it
 // is not asked for, and masks free on the rows that they leave alone.
-//
-// Scores are in units of log2 e, so that the softmax takes powers of two: the factor of the
-// products brings that along for nothing, and everything else that is added is multiplied by it.
 #pragma once
 
 #include "attention/kernel.h"
@@ -10,13 +7,11 @@
 
 namespace lanewise::LANEWISE_TARGET {
 
-// In two parts each: the nearest float32 and what is left.
-inline constexpr double kLn2InDouble = 0.6931471805599453;
-inline constexpr float kLog2E = static_cast<float>(kLog2EInDouble);
-inline constexpr float kLog2ERest = static_cast<float>(kLog2EInDouble - double{kLog2E});
-inline constexpr float kLn2 = static_cast<float>(kLn2InDouble);
-inline constexpr float kLn2Rest = static_cast<float>(kLn2InDouble - double{kLn2});
-inline constexpr float kLargest = 0x1.fffffep127f;
+// What a score weighs beside a maximum or an lse: e^(score − log). All three are natural numbers on
+// one grid of float32, so that a query's only key weighs exactly 1 in the gradients as well, whose
+// scores are the same to the last bit. The constant's own rounding stands for another base than e,
+// one part in 10^8 away and the same for every weight.
+LANEWISE_INLINE f32v weight_of(f32v score, f32v log) { return exp2(score - log, 0x1.715476p0f); }
 
 struct Range {
   int64_t begin, end;
@@ -40,10 +35,10 @@ struct ScoreOptions {
 struct Columns {
   int count;
   int64_t position[kPanelCols];  // the row that each stands at; never decreasing
-  float slope[kPanelCols];       // times log2 e
-  int64_t bias[kPanelCols];      // offset of each one's bias at row 0
-  bool bias_same;                // one offset for all: a row's bias is a single number
-  bool bias_adjacent;            // offsets that count up: a row's bias is a vector
+  float slope[kPanelCols];
+  int64_t bias[kPanelCols];  // offset of each one's bias at row 0
+  bool bias_same;            // one offset for all: a row's bias is a single number
+  bool bias_adjacent;        // offsets that count up: a row's bias is a vector
 
   int64_t first() const { return position[0]; }
   int64_t last() const { return position[kPanelCols - 1]; }
@@ -89,16 +84,15 @@ LANEWISE_INLINE void for_each_vector(float* scores, int64_t rows, F&& f) {
 
 // The factor that products need: to be scores, or what the cap is applied to.
 LANEWISE_INLINE float product_scale(double scale, float softcap) {
-  return static_cast<float>(softcap != 0.0f ? scale / softcap : scale * kLog2EInDouble);
+  return static_cast<float>(softcap != 0.0f ? scale / softcap : scale);
 }
 
 // With `derivative`, also leaves the cap's own derivative 1 − tanh² there.
 inline void apply_softcap(float cap, int64_t rows, float* scores, float* derivative) {
-  const float top = cap * kLog2E;
   for_each_vector(scores, rows, [&](f32v s, int64_t r, int v) {
     const f32v t = tanh(s);
     if (derivative) store(derivative + r * kPanelCols + v * kLanes, 1.0f - t * t);
-    return t * top;
+    return t * cap;
   });
 }
 
@@ -152,18 +146,11 @@ inline void gather_bias(const T* data, int64_t row_stride, const Columns& c, Ran
     }
 }
 
-// A natural number in the units of scores. One near the largest, with which people mask too, must
-// not become −inf.
-LANEWISE_INLINE f32v in_base_2(f32v x) {
-  const f32v bounded = max(broadcast(-kLargest), min(broadcast(kLargest), x * kLog2E));
-  return abs(x) == __builtin_inff() ? x : bounded;
-}
-
 // A masked score is −inf whatever it was, NaN included; an additive bias is added.
 template <bool BOOLEAN>
 LANEWISE_INLINE f32v with_bias(f32v score, f32v bias) {
   if constexpr (BOOLEAN) return bias == 0.0f ? score : bias;
-  return score + in_base_2(bias);
+  return score + bias;
 }
 
 template <class T>
@@ -253,7 +240,7 @@ inline void apply_row_options(const ScoreOptions& o, const Columns& c, int colum
   const auto for_each = [&](auto&& f) LANEWISE_LAMBDA {
     for (int64_t i = 0; i < count; i += kLanes) store(scores + i, f(load(scores + i), i));
   };
-  if (o.softcap != 0.0f) for_each([&](f32v s, int64_t) { return tanh(s) * (o.softcap * kLog2E); });
+  if (o.softcap != 0.0f) for_each([&](f32v s, int64_t) { return tanh(s) * o.softcap; });
   const int64_t position = c.position[column] - rows.begin;
   const i32v lane = lane_index();
   const f32v lane_float = __builtin_convertvector(lane, f32v);

@@ -20,10 +20,10 @@ LANEWISE_INLINE f32v log_positive(f32v x) {
   return e * 0.693147181f + 2.0f * (s + s * s2 * series);
 }
 
-// What is known of every column's softmax after some of its rows. Scores are in units of log2 e.
+// What is known of every column's softmax after some of its rows.
 struct Softmax {
   float max[kPanelCols];
-  float sum[kPanelCols];     // of 2^(score − max)
+  float sum[kPanelCols];     // of e^(score − max)
   float factor[kPanelCols];  // what sums over earlier rows must be multiplied by
 
   void start() {
@@ -37,7 +37,7 @@ struct Softmax {
   // chain.
   static constexpr int64_t kRun = 16;
 
-  // scores become 2^(score − max), max being the new one.
+  // scores become e^(score − max), max being the new one.
   void update(float* scores, int64_t rows) {
     f32v top[kPanelVectors];
     for (int v = 0; v < kPanelVectors; ++v) top[v] = load(max + v * kLanes);
@@ -88,7 +88,7 @@ struct Softmax {
   // column that met nothing stays so.
   void add_sink(const float* sink) {
     for (int v = 0; v < kPanelCols; v += kLanes) {
-      const f32v score = in_base_2(load(sink + v)), met = load(sum + v);
+      const f32v score = load(sink + v), met = load(sum + v);
       rescale(v, lanewise::LANEWISE_TARGET::max(load(max + v), score));
       const f32v total = load(sum + v) + weight<true>(score, pivot(load(max + v)));
       store(sum + v, select(met == 0.0f, met, total));
@@ -106,12 +106,8 @@ struct Softmax {
       const f32v scale = select(total == __builtin_inff(), broadcast(__builtin_nanf("")),
                                 load(factor + v) / total);
       store(factor + v, select(nothing, broadcast(0.0f), scale));
-      // One rounding where there is FMA: what the gradients' weights are made from must be good. A
-      // score that the largest number bounds stands for that number itself.
-      const f32v rest = log_positive(total);
-      const f32v natural = top * kLn2 + (top * kLn2Rest + rest);
-      const f32v sum_of_logs = select(abs(top) == kLargest, top, natural);
-      const f32v known = select(total == total, sum_of_logs, total);
+      // A query's only key has a total of 1, whose log is exactly 0: its score is the lse.
+      const f32v known = select(total == total, top + log_positive(total), total);
       const f32v log = select(total == __builtin_inff(), total, known);
       store(lse + v, select(nothing, broadcast(-__builtin_inff()), log));
     }
@@ -126,13 +122,13 @@ struct Softmax {
   // Beside a score of +inf, which weighs +inf, finite ones weigh nothing and NaN stays.
   template <bool INFINITE>
   static LANEWISE_INLINE f32v weight(f32v score, f32v pivot) {
-    const f32v power = exp2(score - pivot);
-    return INFINITE ? select(score == __builtin_inff(), score, power) : power;
+    const f32v w = weight_of(score, pivot);
+    return INFINITE ? select(score == __builtin_inff(), score, w) : w;
   }
 
   void rescale(int column, f32v top) {
     const f32v old = load(max + column);
-    const f32v keep = select(old == top, broadcast(1.0f), exp2(old - top));
+    const f32v keep = select(old == top, broadcast(1.0f), weight_of(old, top));
     store(max + column, top);
     store(factor + column, keep);
     store(sum + column, load(sum + column) * keep);

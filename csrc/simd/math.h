@@ -65,13 +65,14 @@ LANEWISE_INLINE f32v exp(f32v x) {
 }
 
 // 2^x for x below 128, within 0.88 ulp, 1.08 without FMA; results up to 2^-126.5 are 0. What it has
-// no answer for, +infinity, gives NaN; from 128 on it is wrong.
-LANEWISE_INLINE f32v exp2(f32v x) {
+// no answer for, +infinity, gives NaN; from 128 on it is wrong. With a `factor`, 2^(factor · x):
+// the product costs nothing and is not rounded where there is FMA.
+LANEWISE_INLINE f32v exp2(f32v x, float factor = 1.0f) {
   // As exp, without a bound above, and n·1 instead of n·ln 2 is exact.
   const f32v shifter = broadcast(0x1.8p23f + 127);
-  const f32v bounded = max(broadcast(-127.0f), x);
-  const f32v shifted = bounded + shifter;
-  const f32v r = bounded - (shifted - shifter);
+  const f32v bounded = max(broadcast(-127.0f / factor), x);
+  const f32v shifted = bounded * factor + shifter;
+  const f32v r = bounded * factor - (shifted - shifter);
   f32v p = broadcast(0x1.416b5ep-13f);
   p = p * r + 0x1.5f082ep-10f;
   p = p * r + 0x1.3b2de0p-7f;

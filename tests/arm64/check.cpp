@@ -518,7 +518,8 @@ void check_attention(const Table& t, DType type, const std::string& name, int64_
   t.attention(packed);
   check(name + " attention paged", paged_out, wanted, slack);
 
-  Array grad_out = random_array(type, wanted.size()), delta(DType::f32, heads * queries);
+  Array grad_out = random_array(type, wanted.size()), delta(DType::f32, heads * queries),
+        norms(DType::f32, heads * queries);
   Array grad_lse = random_array(DType::f32, heads * queries);
   const Values g = grad_out.values(), gl = grad_lse.values();
   const auto loss = [&] {
@@ -535,6 +536,7 @@ void check_attention(const Table& t, DType type, const std::string& name, int64_
       .grad_out_strides = p.out_strides,
       .grad_lse = grad_lse.floats(),
       .delta = delta.floats(),
+      .norms = norms.floats(),
       .grad_q = grad_q.data(),
       .grad_k = grad_k.data(),
       .grad_v = grad_v.data(),
