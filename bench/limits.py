@@ -59,6 +59,13 @@ class Limits:
         self.bandwidth[size] = max(self.bandwidth.get(size, 0.0), reading)
         return max(task.flops / rate, task.bytes / reading)
 
+    def add(self, other: Limits) -> None:
+        """Takes over another's samples."""
+        self._rates += other._rates
+        self._pair_rates += other._pair_rates
+        for size, reading in other.bandwidth.items():
+            self.bandwidth[size] = max(self.bandwidth.get(size, 0.0), reading)
+
     def binding(self, task: Task) -> tuple[str, float]:
         """Which limit binds a task, and the seconds that it asks for."""
         computing = task.flops / self.flops(task.dtype)

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench.case import Result, Visit
-from bench.growth import growth
+from bench.case import Result
 from bench.limits import Limits
-from bench.neighbours import Neighbours
 from bench.section import Section
-from bench.timing import measure
-
-Point = tuple[Section, int]  # by its index
+from bench.visit import Place, Visitors, here
 
 
 class Run:
@@ -28,49 +23,50 @@ class Run:
         limits: Limits,
         seconds: float | None,
         passes: int = 1,
+        visitors: Visitors | None = None,
     ) -> None:
-        """``passes``: how often every point is visited at least."""
+        """``passes``: how often every point is visited at least, each time by a visitor of its
+        own; without ``visitors`` all are this process."""
         self.sections = sections
         self.limits = limits
         self._seconds = seconds
-        self._results: dict[Section, dict[int, Result]] = {section: {} for section in sections}
-        visits = [
-            (section, i)
-            for turn in range(max(passes, *(section.passes for section in sections)))
-            for section in sections
-            if turn < max(passes, section.passes)
-            for i in range(len(section.points))
-        ]
+        self._visitors = visitors or here(sections, limits.threads)
+        self._results: dict[Place, Result] = {}
         self.interrupted = False
-        first = self.visit(visits)
+        turns = [
+            [
+                (number, index)
+                for number, section in enumerate(sections)
+                if turn < max(passes, section.passes)
+                for index in range(len(section.points))
+            ]
+            for turn in range(max(passes, *(section.passes for section in sections)))
+        ]
+        first = [place for turn in turns for place in self.visit(turn)]
         still = self.visit(list(dict.fromkeys(first)))
         self.disturbed = (
-            f"{len(first)} of {len(visits)} measurements by other processes, "
+            f"{len(first)} of {sum(map(len, turns))} measurements by other processes, "
             f"{len(still)} when repeated"
         )
 
     def results(self, section: Section) -> list[Result]:
         """What the points of a section gave, in their order, as far as they were measured."""
-        found = self._results[section]
-        return [found[index] for index in range(len(section.points)) if index in found]
+        number = self.sections.index(section)
+        places = ((number, index) for index in range(len(section.points)))
+        return [self._results[place] for place in places if place in self._results]
 
-    def points(self, results: Collection[Result]) -> list[Point]:
+    def places(self, results: Collection[Result]) -> list[Place]:
         """Where these results come from."""
-        return [
-            (section, index)
-            for section, found in self._results.items()
-            for index, result in found.items()
-            if result in results
-        ]
+        return [place for place, result in self._results.items() if result in results]
 
-    def visit(self, points: Sequence[Point]) -> list[Point]:
+    def visit(self, places: Sequence[Place]) -> list[Place]:
         """Measures points once more, and returns those that were disturbed.
 
         Ctrl-C ends it, and what was measured is kept.
         """
-        if self.interrupted or not points:
+        if self.interrupted or not places:
             return []
-        disturbed: list[Point] = []
+        disturbed: list[Place] = []
         with (
             contextlib.suppress(KeyboardInterrupt),
             Progress(
@@ -83,24 +79,19 @@ class Run:
             ) as progress,
         ):
             self.interrupted = True
-            self._measure(points, progress, disturbed)
+            self._measure(places, progress, disturbed)
             self.interrupted = False
         return disturbed
 
-    def _measure(self, visits: Sequence[Point], progress: Progress, disturbed: list[Point]) -> None:
-        bar = progress.add_task("", total=len(visits))
-        for section, index in visits:
-            case = section.points[index]()
-            progress.update(bar, description=f"{section.name}: {case.task.work}")
-            neighbours = Neighbours()
-            result = measure(section.name, case, self._seconds or section.seconds)
-            limit_seconds = self.limits.sample(case.task)
-            result = replace(result, visits=(Visit(result.seconds, limit_seconds),))
-            if neighbours.disturbed(self.limits.threads):
-                result = replace(result, quiet=False)
-                disturbed.append((section, index))
-            if section.growth and not result.wrong:
-                result = replace(result, growth=growth(section.points[index], case))
-            found = self._results[section]
-            found[index] = found[index].best_of(result) if index in found else result
-            progress.advance(bar)
+    def _measure(self, places: Sequence[Place], progress: Progress, disturbed: list[Place]) -> None:
+        bar = progress.add_task("", total=len(places))
+        with self._visitors() as visit:
+            for place in places:
+                progress.update(bar, description=self.sections[place[0]].name)
+                result, limits = visit(place, self._seconds)
+                self.limits.add(limits)
+                if not result.quiet:
+                    disturbed.append(place)
+                known = self._results.get(place)
+                self._results[place] = known.best_of(result) if known else result
+                progress.update(bar, description=f"{result.section}: {result.task.work}", advance=1)

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from bench import asked, peers
-from bench.__main__ import TOUR, main, parse
+from bench.__main__ import main
 from bench.case import Case
 from bench.check import Checker
+from bench.options import TOUR, parse
 
 
 def built(found: dict[str, list[Any]]) -> list[Case]:

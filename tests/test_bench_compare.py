@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from bench.case import Case, Result, Sample, Task, Visit
 from bench.limits import Limits
 from bench.run import Run
 from bench.section import Section
+from bench.visit import apart
 
 TASK = Task("linear 3×4×5", torch.float32, 1e9, 1e6)
 
@@ -122,6 +124,35 @@ def test_a_planted_slow_down_is_found_and_the_same_code_is_not(tmp_path: Path) -
     assert not judge(Run([section], limits, None, passes=3), old)
     pace[""] *= 1.1
     assert judge(Run([section], limits, None, passes=3), old)
+
+
+def told() -> list[Section]:
+    """A section whose works tell which process measures them."""
+    x = torch.ones(())
+    case = Case(replace(TASK, work=str(os.getpid())), {"": lambda: x}, {}, lambda: x)
+    return [Section("s", [lambda: case, lambda: case], seconds=0.01)]
+
+
+def test_each_pass_has_a_process_of_its_own() -> None:
+    visitors, processes = apart(told, 1), []
+    for _ in range(2):
+        with visitors() as visit:
+            for index in range(2):
+                result, limits = visit((0, index), None)
+                assert len(result.visits) == 1
+                assert not result.wrong
+                assert limits.sampled
+                processes.append(int(result.task.work))
+    assert processes[0] == processes[1] != processes[2] == processes[3]
+    assert os.getpid() not in processes
+
+
+def test_a_run_knows_the_limits_that_its_visitors_saw() -> None:
+    limits = Limits(1)
+    run = Run(sections := told(), limits, None, passes=2, visitors=apart(told, 1))
+    assert all(len(result.visits) >= 2 for result in run.results(sections[0]))
+    assert limits.flops(TASK.dtype) > 0
+    assert limits.binding(TASK)[1] > 0
 
 
 def test_ctrl_c_keeps_what_was_measured() -> None:
