@@ -57,7 +57,7 @@ void remake_norms(const AttentionBackwardParams& b, const Sequence& s, int64_t k
   const QueryStack stack(p, s, kv_head);
   const Blocking blocking = choose_blocking(stack.size(), stack.size(),
                                             {.row = p.dim, .column = p.dim, .score_panels = 1}, 1);
-  Prefill<T>(blocking, stack, 0, {0, s.keys}).run(nullptr);
+  Prefill<T, VectorProducts<T>>(blocking, stack, 0, {0, s.keys}).run(nullptr);
 }
 
 // δ is summed as dO·Vᵀ is, so that nothing is left of their difference where it ought to be 0, as

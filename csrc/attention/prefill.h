@@ -8,21 +8,71 @@
 
 namespace lanewise::LANEWISE_TARGET {
 
-struct PrefillBuffers {
-  float *q, *out, *scores, *bias, *k, *v;
+// The products of one unit, by vectors of float32.
+template <class T>
+class VectorProducts {
+ public:
+  // What the thread needs meanwhile.
+  struct Setting {
+    Setting() {}
+  };
 
-  PrefillBuffers(const AttentionParams& p, const Blocking& b) {
-    carve({{&q, b.columns * p.dim},
-           {&out, b.columns * p.value_dim},
-           {&scores, b.rows * kPanelCols},
+  VectorProducts(const AttentionParams& params, const Blocking& b)
+      : p(params), out_rows(p.value_dim) {
+    carve({{&q_, b.columns * p.dim},
+           {&out_, b.columns * p.value_dim},
+           {&scores_, b.rows * kPanelCols},
            {&bias, p.bias_type == BiasType::none ? 0 : b.rows * kPanelCols},
-           {&k, b.rows * p.dim},
-           {&v, b.rows * p.value_dim}});
+           {&k_buffer_, b.rows * p.dim},
+           {&v_buffer_, b.rows * p.value_dim}});
+    fill(scale_, kPanelCols, product_scale(p.scale, p.softcap));
   }
+
+  // Panel i of queries, a row of q for each column.
+  void own(int i, const T* const* rows, int columns) {
+    pack_columns(rows, columns, p.dim, q_panel(i));
+  }
+
+  // The block of keys that come next; `reused`: by several panels.
+  void hold(Range block, const TokenRows<T>& k, const TokenRows<T>& v, bool reused) {
+    block_ = block;
+    k_ = as_float32(k, block, p.dim, reused, k_buffer_);
+    v_ = as_float32(v, block, p.value_dim, reused, v_buffer_);
+  }
+
+  // Scaled products of panel i and some keys of the block.
+  float* meet(int i, Range keys) {
+    lanewise::LANEWISE_TARGET::meet(k_.from(keys.begin - block_.begin), keys.size(), p.dim,
+                                    q_panel(i), scale_, scores_);
+    return scores_;
+  }
+
+  void weigh(Range keys, Softmax& softmax) { softmax.update(scores_, keys.size()); }
+
+  // Their weights have taken the place of the scores, and meet the values.
+  void mix(int i, Range keys, bool started, const float* factor) {
+    lanewise::LANEWISE_TARGET::mix(v_.from(keys.begin - block_.begin), keys.size(), p.value_dim,
+                                   scores_, out(i), started ? Into::rescale : Into::zero, factor);
+  }
+
+  float* out(int i) const { return out_ + i * kPanelCols * out_rows; }
+
+ private:
+  float* q_panel(int i) const { return q_ + i * kPanelCols * p.dim; }
+
+  const AttentionParams& p;
+  float *q_, *out_, *scores_, *k_buffer_, *v_buffer_;
+  float scale_[kPanelCols];
+  Range block_;
+  Tokens k_, v_;
+
+ public:
+  const int64_t out_rows;  // of a panel of outputs
+  float* bias;             // a panel as tall as a block, where there is a bias
 };
 
 // Columns of a query stack from n0 on, over a range of keys.
-template <class T>
+template <class T, class Products>
 class Prefill {
  public:
   Prefill(const Blocking& b, const QueryStack& s, int64_t n0, Range range)
@@ -30,29 +80,26 @@ class Prefill {
         options(query_options(p)),
         blocking(b),
         stack(s),
-        buffers(p, b),
         keys(range),
         begin(n0),
         end(smaller(n0 + b.columns, s.size())),
-        panels(static_cast<int>(ceil_div(end - n0, kPanelCols))) {
-    fill(scale, kPanelCols, product_scale(p.scale, p.softcap));
-  }
+        panels(static_cast<int>(ceil_div(end - n0, kPanelCols))),
+        products(p, b) {}
 
   // To the outputs, where the range is all there is, or to the sums of one piece.
   void run(const Partial* partial) {
+    const typename Products::Setting setting;
     const Range all = rows_met(options, stack.position(begin), stack.position(end - 1), keys);
     const auto k = key_rows<T>(p, p.k, p.k_strides, stack.sequence, stack.kv_head);
     const auto v = key_rows<T>(p, p.v, p.v_strides, stack.sequence, stack.kv_head);
     for (int i = 0; i < panels; ++i) start(i);
     for (int64_t row = blocking.first(all); row < all.end; row += blocking.rows) {
       const Range block = blocking.block(row, all);
-      const bool reused = panels > 1;
-      const Tokens k_block = as_float32(k, block, p.dim, reused, buffers.k);
-      const Tokens v_block = as_float32(v, block, p.value_dim, reused, buffers.v);
-      for (int i = 0; i < panels; ++i) attend(i, block, k_block, v_block);
+      products.hold(block, k, v, panels > 1);
+      for (int i = 0; i < panels; ++i) attend(i, block);
     }
     for (int i = 0; i < panels; ++i) {
-      if (!started[i]) fill(out_panel(i), kPanelCols * p.value_dim, 0.0f);
+      if (!started[i]) fill(products.out(i), kPanelCols * p.value_dim, 0.0f);
       partial ? leave(i, *partial) : finish(i);
     }
   }
@@ -62,8 +109,6 @@ class Prefill {
   int columns_of(int i) const {
     return static_cast<int>(smaller(kPanelCols, end - first_column(i)));
   }
-  float* q_panel(int i) const { return buffers.q + i * kPanelCols * p.dim; }
-  float* out_panel(int i) const { return buffers.out + i * kPanelCols * p.value_dim; }
 
   void start(int i) {
     const int64_t n0 = first_column(i);
@@ -72,18 +117,16 @@ class Prefill {
     started[i] = false;
     const T* rows[kPanelCols];
     stack.rows(static_cast<const T*>(p.q), p.q_strides, n0, columns[i].count, rows);
-    pack_columns(rows, columns[i].count, p.dim, q_panel(i));
+    products.own(i, rows, columns[i].count);
   }
 
-  void attend(int i, Range block, Tokens k, Tokens v) {
+  void attend(int i, Range block) {
     const Range rows = rows_met(options, columns[i].first(), columns[i].last(), block);
     if (rows.empty()) return;
-    const int64_t skip = rows.begin - block.begin;
-    meet(k.from(skip), rows.size(), p.dim, q_panel(i), scale, buffers.scores);
-    apply_options(options, columns[i], rows, buffers.scores, nullptr, buffers.bias);
-    softmax[i].update(buffers.scores, rows.size());
-    mix(v.from(skip), rows.size(), p.value_dim, buffers.scores, out_panel(i),
-        started[i] ? Into::rescale : Into::zero, softmax[i].factor);
+    float* scores = products.meet(i, rows);
+    apply_options(options, columns[i], rows, scores, nullptr, products.bias);
+    products.weigh(rows, softmax[i]);
+    products.mix(i, rows, started[i], softmax[i].factor);
     started[i] = true;
   }
 
@@ -94,11 +137,11 @@ class Prefill {
     softmax[i].finish(sink, lse);
     for (int c = 0; c < columns[i].count; ++c) {
       p.lse[stack.stats(n0 + c)] = lse[c];
-      if (lse[c] == -__builtin_inff()) clear_column(out_panel(i), c, p.value_dim);
+      if (lse[c] == -__builtin_inff()) clear_column(products.out(i), c, p.value_dim);
     }
     T* rows[kPanelCols];
     stack.rows(static_cast<T*>(p.out), p.out_strides, n0, columns[i].count, rows);
-    unpack_columns(out_panel(i), columns[i].count, p.value_dim, softmax[i].factor, rows);
+    unpack_columns(products.out(i), columns[i].count, p.value_dim, softmax[i].factor, rows);
   }
 
   void leave(int i, const Partial& partial) {
@@ -109,20 +152,19 @@ class Prefill {
       partial.max[n0 + c] = softmax[i].max[c];
       partial.sum[n0 + c] = softmax[i].sum[c];
       rows[c] = partial.out + (n0 + c) * p.value_dim;
-      if (softmax[i].sum[c] == 0.0f) clear_column(out_panel(i), c, p.value_dim);
+      if (softmax[i].sum[c] == 0.0f) clear_column(products.out(i), c, p.value_dim);
     }
-    unpack_columns(out_panel(i), columns[i].count, p.value_dim, one, rows);
+    unpack_columns(products.out(i), columns[i].count, p.value_dim, one, rows);
   }
 
   const AttentionParams& p;
   const ScoreOptions options;
   const Blocking& blocking;
   const QueryStack stack;
-  const PrefillBuffers buffers;
   const Range keys;
   const int64_t begin, end;  // columns of the stack
   const int panels;
-  float scale[kPanelCols];
+  Products products;
   Columns columns[kMaxPanels];
   Softmax softmax[kMaxPanels];
   bool started[kMaxPanels];

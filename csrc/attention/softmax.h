@@ -44,6 +44,14 @@ struct Softmax {
     for (int64_t r = 0; r < rows; ++r)
       for (int v = 0; v < kPanelVectors; ++v)
         top[v] = lanewise::LANEWISE_TARGET::max(top[v], load(scores + r * kPanelCols + v * kLanes));
+    if (raise(top))
+      weigh<true>(scores, rows);
+    else
+      weigh<false>(scores, rows);
+  }
+
+  // New maxima, and whether one of them is +inf, which takes the weights' second version.
+  bool raise(const f32v (&top)[kPanelVectors]) {
     bool infinite = false;
     for (int v = 0; v < kPanelVectors; ++v) {
       rescale(v * kLanes, top[v]);
@@ -51,10 +59,19 @@ struct Softmax {
       const f32v is_infinite = select(top[v] == __builtin_inff(), broadcast(1.0f), broadcast(0.0f));
       infinite |= lanewise::LANEWISE_TARGET::max(is_infinite) > 0.0f;
     }
-    if (infinite)
-      weigh<true>(scores, rows);
-    else
-      weigh<false>(scores, rows);
+    return infinite;
+  }
+
+  // A column whose scores are all −inf so far subtracts 0, not −inf, which would give NaN.
+  static LANEWISE_INLINE f32v pivot(f32v top) {
+    return select(top == -__builtin_inff(), broadcast(0.0f), top);
+  }
+
+  // Beside a score of +inf, which weighs +inf, finite ones weigh nothing and NaN stays.
+  template <bool INFINITE>
+  static LANEWISE_INLINE f32v weight(f32v score, f32v pivot) {
+    const f32v w = weight_of(score, pivot);
+    return INFINITE ? select(score == __builtin_inff(), score, w) : w;
   }
 
   // The same in three steps, where the scores of a column lie side by side: the maxima of new
@@ -114,18 +131,6 @@ struct Softmax {
   }
 
  private:
-  // A column whose scores are all −inf so far subtracts 0, not −inf, which would give NaN.
-  static LANEWISE_INLINE f32v pivot(f32v top) {
-    return select(top == -__builtin_inff(), broadcast(0.0f), top);
-  }
-
-  // Beside a score of +inf, which weighs +inf, finite ones weigh nothing and NaN stays.
-  template <bool INFINITE>
-  static LANEWISE_INLINE f32v weight(f32v score, f32v pivot) {
-    const f32v w = weight_of(score, pivot);
-    return INFINITE ? select(score == __builtin_inff(), score, w) : w;
-  }
-
   void rescale(int column, f32v top) {
     const f32v old = load(max + column);
     const f32v keep = select(old == top, broadcast(1.0f), weight_of(old, top));

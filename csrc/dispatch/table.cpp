@@ -11,6 +11,7 @@
 namespace lanewise::LANEWISE_TABLE {
 
 using namespace LANEWISE_TARGET;
+void attention(const AttentionParams& p);
 void gemm(const GemmParams& p);
 int64_t pair_round_flops();
 void pair_probe(const FmaProbe& p);
