@@ -38,7 +38,9 @@ ARM64 = {
 # Targets that stand on the one before them in the dispatch: what it is compiled with besides, and
 # the sources that are its own. All else is the other's.
 AMX_FLAGS = ["-mamx-tile", "-mamx-bf16"]
-ADDITIONS = {"amx": ("avx512bf16", AMX_FLAGS, ["csrc/attention/amx.cpp", "csrc/gemm/amx.cpp", "csrc/probe/amx.cpp"])}
+ADDITIONS = {
+    "amx": ("avx512bf16", AMX_FLAGS, [f"csrc/{f}/amx.cpp" for f in ("attention", "gemm", "probe")])
+}
 TARGETS = {"x86_64": X86, "amd64": X86, "aarch64": ARM64, "arm64": ARM64}[
     platform.machine().lower()
 ]
