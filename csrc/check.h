@@ -96,8 +96,30 @@ inline DType dtype_of(const char* op, const char* arg, const Tensor& t) {
   }
 }
 
+// Bytes of its storage that a tensor's sizes and strides reach. Unsigned, since strides of a tensor
+// without elements may be anything.
+inline uint64_t bytes_reached(const Tensor& t) {
+  const auto sizes = t.sizes();
+  int64_t* strides;  // not t.strides(), which asks for the rank once more
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(t.get(), &strides));
+  uint64_t last = t.storage_offset();
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (sizes[d] == 0) return 0;
+    last += static_cast<uint64_t>(sizes[d] - 1) * static_cast<uint64_t>(strides[d]);
+  }
+  return (last + 1) * t.element_size();
+}
+
+// On the CPU, with memory behind every element: a storage can be resized under its tensors, as FSDP
+// does to free parameters. Comes before the first read of any argument.
 inline void require_cpu(const char* op, const char* arg, const Tensor& t) {
   require(t.is_cpu(), op, arg, " must be on the CPU like the first argument, got another device");
+  int64_t bytes;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+  const uint64_t reached = bytes_reached(t);
+  require(reached <= static_cast<uint64_t>(bytes), op, arg, " of shape ", shape_of(t),
+          " must have a storage of at least ", reached, " bytes, got ", bytes,
+          ": it was freed or resized");
 }
 
 inline void require_dtype(const char* op, const char* arg, const Tensor& t, ScalarType type) {

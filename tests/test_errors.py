@@ -7,16 +7,20 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from samples import PUBLIC, Arguments, backward_sample, call, sample
 from strategies import or_interpreted, randn
 from torch import Tensor
+from torch.testing import assert_close
 
 import lanewise
 from lanewise import _host
@@ -496,6 +500,72 @@ def test_bad_argument_of_a_gradient_op(op: str, spoil: str) -> None:
             message = message_of(op, {**arguments, name: SPOILS[spoil](value)})
             assert re.match(rf"lanewise\.{op}: ", message), (name, message)
             assert "\n" not in message
+
+
+# --- a storage may be resized under its tensors, as FSDP frees parameters ------------------------
+
+
+def resized(t: Tensor, short: int) -> Tensor:
+    """The same values at the end of a storage that then loses its last `short` bytes, or all."""
+    room = torch.cat([t.new_zeros(3), t.flatten()])
+    view = room[3:].view(t.shape)
+    storage = room.untyped_storage()
+    storage.resize_(storage.nbytes() - short if short else 0)
+    return view
+
+
+def any_sample(op: str) -> Arguments:
+    if op == "gated_linear_for_backward":
+        return sample("gated_linear")
+    return backward_sample(op) if op in BACKWARD else sample(op)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("short", [0, 1])
+@pytest.mark.parametrize("op", [*PUBLIC, *BACKWARD, "gated_linear_for_backward"])
+def test_a_storage_too_small_is_refused(op: str, short: int) -> None:
+    arguments = any_sample(op)
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor):
+            continue
+        needed = (3 + value.numel()) * value.element_size()
+        came = needed - short if short else 0
+        message = message_of(op, {**arguments, name: resized(value, short)})
+        assert message.startswith(f"lanewise.{op.removesuffix('_for_backward')}: {name} of shape ")
+        assert f"at least {needed} bytes, got {came}" in message
+        assert "\n" not in message
+
+
+@pytest.mark.cpu
+def test_a_backward_through_freed_weights_is_refused() -> None:
+    x, weight = randn((3, 8)).requires_grad_(), randn((5, 8)).requires_grad_()
+    loss = lanewise.linear(x, weight).sum()
+    loss.backward(retain_graph=True)
+    weight.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=r"^lanewise\.linear_backward: weight .* got 0: "):
+        loss.backward()
+
+
+@pytest.mark.cpu
+def test_storages_that_are_large_enough() -> None:
+    """Whatever owns them, wherever the tensor begins, and whatever the strides of no elements."""
+    x, weight = randn((3, 8)), randn((5, 8))
+    expected = lanewise.linear(x, weight)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(bytes(4) + weight.numpy().tobytes())
+        file.flush()
+        mapped = np.memmap(file.name, np.float32, mode="r", offset=4, shape=(5, 8))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that it is read-only
+            read_only = torch.from_numpy(mapped)
+        assert_close(lanewise.linear(x, read_only), expected, rtol=0, atol=0)
+    bytes_of = torch.cat([torch.zeros(4, dtype=torch.uint8), weight.flatten().view(torch.uint8)])
+    inside = bytes_of[4:].view(torch.float32).view(5, 8)
+    assert_close(lanewise.linear(x, inside), expected, rtol=0, atol=0)
+    expanded = weight[:1].expand(5, 8)
+    assert_close(lanewise.linear(x, expanded), lanewise.linear(x, expanded.clone()))
+    nothing = torch.empty(0).as_strided((0, 2**40), (2**40, 1))
+    assert lanewise.rms_norm(nothing).shape == nothing.shape
 
 
 # --- packed buffers are untrusted ----------------------------------------------------------------

@@ -33,13 +33,17 @@ int64_t even_stride(const Tensor& t) {
 
 RowsOf rows_of(const char* op, const char* arg, const Tensor& given) {
   const DType dtype = dtype_of(op, arg, given);
-  const int64_t last = given.dim() - 1, cols = given.size(last);
-  const bool even = given.numel() == 0 || even_stride(given) >= 0;
-  Tensor t = even ? given : torch::stable::contiguous(given);
+  const auto sizes = given.sizes();
+  const int64_t cols = sizes.back();
   int64_t rows = 1;
-  for (int64_t d = 0; d < last; ++d) rows *= t.size(d);
-  return {
-      t, rows, cols, {t.const_data_ptr(), dtype, t.numel() ? even_stride(t) : 0, t.stride(last)}};
+  for (size_t d = 0; d + 1 < sizes.size(); ++d) rows *= sizes[d];
+  int64_t stride = given.numel() == 0 ? 0 : even_stride(given);
+  Tensor t = given;
+  if (stride < 0) {
+    t = torch::stable::contiguous(given);
+    stride = cols;
+  }
+  return {t, rows, cols, {t.const_data_ptr(), dtype, stride, t.stride(t.dim() - 1)}};
 }
 
 // An expanded view can have any size without having memory. Below this one no product of an extent
@@ -47,8 +51,8 @@ RowsOf rows_of(const char* op, const char* arg, const Tensor& given) {
 constexpr int64_t kMostExtent = int64_t{1} << 46;
 
 void require_extents(const char* op, const char* arg, const Tensor& t) {
-  for (int64_t d = 0; d < t.dim(); ++d)
-    require(t.size(d) <= kMostExtent, op, arg, " must have no dimension above 2^46, got shape ",
+  for (const int64_t extent : t.sizes())
+    require(extent <= kMostExtent, op, arg, " must have no dimension above 2^46, got shape ",
             shape_of(t));
 }
 
