@@ -428,6 +428,28 @@ def test_autocast_is_torchs():
     assert relative(ours, theirs) < 0.03
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attentions_under_autocast(family):
+    model = make(family)
+    twin = eager_twin(model)
+    lanewise.optimize(model)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = (m(prompts(), output_attentions=True).attentions for m in (model, twin))
+    assert len(ours) == len(theirs) == 3
+    assert all(relative(a.float(), b.float()) < 0.05 for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float64_is_torchs(family, pack):
+    model = make(family)
+    lanewise.optimize(model, pack=pack)
+    with torch.no_grad():
+        narrow, wide = model(prompts()).logits, model.double()(prompts()).logits
+    assert wide.dtype is torch.float64
+    assert relative(narrow, wide) < 1e-5
+
+
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a .functools.lru_cache")
 @pytest.mark.parametrize("pack", [False, True])
 def test_compile(pack):

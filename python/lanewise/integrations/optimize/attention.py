@@ -14,7 +14,7 @@ from lanewise.integrations.optimize.cache import append
 from lanewise.integrations.optimize.linear import Linear, PackedReplacement, project, skipped
 from lanewise.integrations.optimize.rotary import half_tables
 from lanewise.integrations.optimize.serving import autocasts, served, without_autograd
-from lanewise.integrations.optimize.swap import captured, plain
+from lanewise.integrations.optimize.swap import plain
 from lanewise.nn.attention import _joint_bias
 from lanewise.nn.packing import holds_weight
 
@@ -65,7 +65,6 @@ class Attention(PackedReplacement):
         call is to return them."""
         interface = AttentionInterface()[IMPLEMENTATION]
         options["dropout"] = self.dropout_rate()
-        options["weights"] = options.pop("output_attentions", None) or captured("attentions")
         with without_autograd():
             out, weights = interface(self, q, k, v, mask, scaling=self.scaling, **options)
             return out.flatten(2), weights

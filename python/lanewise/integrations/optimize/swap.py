@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
+
+from lanewise.integrations import capturing
 
 
 class Replacement(nn.Module):
@@ -107,25 +107,6 @@ def unobserved(module: nn.Module) -> bool:
     )
 
 
-# Asked once for hidden states or attentions, a model of transformers keeps the hooks that note
-# them; they do so in calls that ask again.
-_CAPTURING = "transformers.utils.output_capturing"
-
-
-def captured(output: str) -> bool:
-    """Whether this call of a transformers' model is to return its ``output`` by such hooks."""
-    return output in (_collected() or ())
-
-
 def _idle(hook: Callable[..., Any]) -> bool:
-    """Whether ``hook`` is one of those and nothing is asked for."""
-    return getattr(hook, "__module__", None) == _CAPTURING and not _collected()
-
-
-def _collected() -> dict[str, Any] | None:
-    """What the hooks fill in this call, by the name of each output; nothing outside of one."""
-    if _CAPTURING not in sys.modules:
-        return None
-    collector = sys.modules[_CAPTURING]._active_collector
-    # A compiler cannot read a context variable.
-    return collector.global_var if torch.compiler.is_compiling() else collector.get()
+    """Whether ``hook`` notes outputs of transformers' models, and none is asked for."""
+    return getattr(hook, "__module__", None) == capturing.MODULE and not capturing.collected()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lanewise import ops
+from lanewise.integrations.capturing import captured
 from lanewise.integrations.transformers.mask import pattern_of
 from lanewise.ops._library import in_transform
 
@@ -34,7 +35,7 @@ def attention_forward(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     position_bias: Tensor | None = None,
-    weights: bool = False,
+    output_attentions: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """transformers' attention interface on `lanewise.attention`.
@@ -55,20 +56,22 @@ def attention_forward(
         softcap: cap of the scores.
         s_aux: ``[H]``, one more logit per head, without a value.
         position_bias: added to the scores, broadcastable to ``[B, H, Sq, Sk]``.
-        weights: whether to return the attention weights; plain torch computes then, as it does in
-            forward mode and the transforms of ``torch.func``.
+        output_attentions: whether to return the attention weights, for which some models ask by
+            their hooks alone. Plain torch computes then, as it does in float64, in forward mode and
+            in the transforms of ``torch.func``.
 
     Without a mask, ``cu_seq_lens_q`` and ``cu_seq_lens_k`` among the keywords are the bounds of
     sequences packed into a batch of one. Other keywords are not about attention.
 
     Returns:
-        ``[B, Sq, H, Dv]``, contiguous, and ``weights`` ``[B, H, Sq, Sk]`` or None.
+        ``[B, Sq, H, Dv]``, contiguous, and the weights ``[B, H, Sq, Sk]`` or None.
 
     Raises:
-        ValueError: if transformers asks for weights, or sparse attention, or sinks of each query.
+        ValueError: if transformers asks for sparse attention, or sinks of each query.
         RuntimeError: from `lanewise.attention`.
     """
     _require_served(kwargs)
+    weights = output_attentions or captured("attentions")
     causal, window_left, window_right = False, -1, -1
     if attention_mask is None:
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
@@ -93,14 +96,14 @@ def attention_forward(
         if dropout or weights or position_bias is not None:
             raise ValueError(
                 'attn_implementation="lanewise": sequences packed by cu_seq_lens_q must come '
-                "without dropout, weights and position_bias, or with position_ids instead"
+                "without dropout, output_attentions and position_bias, or with position_ids instead"
             )
         return _packed_attention(query, key, value, s_aux, kwargs, options), None
 
     bias = _join(attention_mask, position_bias)
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
     kept: Tensor | None = None
-    if dropout or weights or in_transform():
+    if dropout or weights or in_transform() or query.dtype is torch.float64:
         out, probabilities = composed_attention(query, key, value, bias, s_aux, dropout, **options)
         kept = probabilities if weights else None
     else:
@@ -109,11 +112,6 @@ def attention_forward(
 
 
 def _require_served(kwargs: dict[str, Any]) -> None:
-    if kwargs.get("output_attentions"):
-        raise ValueError(
-            'attn_implementation="lanewise": output_attentions must be False, since the weights '
-            'are never in memory; "eager" returns them'
-        )
     for name, meaning in _UNSERVED.items():
         if kwargs.get(name) is not None:
             raise ValueError(
@@ -179,7 +177,8 @@ def composed_attention(
     # Not −inf, which a query that may attend nothing would turn into NaN.
     masked = torch.finfo(scores.dtype).min
     if bias is not None:
-        scores = scores + bias if bias.is_floating_point() else scores.where(bias, masked)
+        floating = bias.is_floating_point()
+        scores = (scores + bias).clamp_min(masked) if floating else scores.where(bias, masked)
     last_query, last_key = q.shape[2] - 1, k.shape[2] - 1
     positions = torch.arange(q.shape[2], device=q.device)[:, None] + (last_key - last_query)
     distance = torch.arange(k.shape[2], device=q.device) - positions
@@ -191,6 +190,7 @@ def composed_attention(
         column = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
         scores = torch.cat((scores, column), dim=-1)
 
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = torch.softmax(scores, dim=-1, dtype=wide).to(v.dtype)
     weights = F.dropout(weights[..., : k.shape[2]], dropout)
     return weights @ v, weights
