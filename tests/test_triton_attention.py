@@ -74,13 +74,15 @@ def test_every_tile_of_the_table(
 ) -> None:
     monkeypatch.setattr(target, "of", lambda device: target.ARCHITECTURES[architecture])
     *kind, bits, size = problem.split()
-    dtype, dim = {"16": torch.bfloat16, "32": torch.float32}[bits], int(size)
+    unaligned = "unaligned" in kind
+    dtype, dim = {"16": torch.bfloat16, "32": torch.float32}[bits], int(size) - 3 * unaligned
     tile = FORWARD.rows[architecture][problem]
     queries = 3 if "few" in kind else max(tile.m + 5, launch.FEW_QUERIES + 1)
     keys = 2 * tile.n + 7
-    if "paged" in kind:
+    if "paged" in kind or unaligned:
         lengths = [(queries, queries + keys), (1, keys)]
         check_forward(paged_call(lengths, 16, dtype, kv_heads=1, group=2, dims=(dim, dim)))
+    if "paged" in kind:
         return
     shape = AttentionShape(1, 1, 1, queries, keys, dim, dim)
     bias = None if kind == ["bare"] else randn((queries, keys), dtype, 4)

@@ -35,8 +35,9 @@ def inputs(
 
 
 def tiles(architecture: str, problem: str) -> tuple[Any, ...]:
-    bits = problem.split()[1]
-    names = ((KEYS, problem), (QUERIES, problem), (BIAS, bits))
+    kind, bits, *_ = problem.split()
+    bias = problem if kind == "unaligned" else bits
+    names = ((KEYS, problem), (QUERIES, problem), (BIAS, bias))
     limits = target.ARCHITECTURES[architecture]
     return tuple(table.shipped(limits, row) for table, row in names)
 
@@ -56,12 +57,13 @@ def test_every_tile_of_the_tables(
     monkeypatch: pytest.MonkeyPatch, architecture: str, problem: str
 ) -> None:
     monkeypatch.setattr(target, "of", lambda device: target.ARCHITECTURES[architecture])
-    kind, bits, size = problem.split()
+    kind, bits, *size = problem.split()
+    dim = int(size[0]) if size else 77  # of a row that does not say
     dtype = {"16": torch.bfloat16, "32": torch.float32}[bits]
     keys, queries, _ = tiles(architecture, problem)
     # Past the tiles of both kernels, in queries and in keys.
     shape = AttentionShape(
-        1, 1, 1, max(keys.m, queries.m) + 5, max(keys.n, queries.n) + 7, int(size), int(size)
+        1, 1, 1, max(keys.m, queries.m) + 5, max(keys.n, queries.n) + 7, dim, dim
     )
     bias = None if kind == "bare" else randn(shape.scores[2:], dtype, 4)
     check_gradients(Call(inputs(shape, dtype, bias=bias), {"causal": True}))

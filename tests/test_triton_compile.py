@@ -15,7 +15,7 @@ if triton.knobs.runtime.interpret:
 
 from lanewise.kernels import target  # noqa: E402
 from lanewise.kernels.evidence import catalogue, page, record, rows  # noqa: E402
-from lanewise.kernels.evidence.case import Promise  # noqa: E402
+from lanewise.kernels.evidence.case import Promise, rows_anywhere  # noqa: E402
 from lanewise.kernels.evidence.compile import GPUS  # noqa: E402
 from lanewise.kernels.evidence.machine_code import Facts  # noqa: E402
 from lanewise.kernels.evidence.promises import broken  # noqa: E402
@@ -76,6 +76,8 @@ def test_every_row_of_every_table_is_compiled(name: str) -> None:
     with target.record(architecture, lambda *_: None), watch() as used:
         for case in catalogue.cases().values():
             case.launch("meta")
+            with rows_anywhere():
+                case.launch("meta")
     shipped = {
         (table.name, name, problem)
         for table in TABLES.values()
@@ -131,6 +133,13 @@ def test_a_broken_promise_is_noticed(wrong: dict, sentence: str) -> None:
     assert broken(ROW, GOOD, Promise(resident=2)) == []
     found = broken(ROW, dataclasses.replace(GOOD, **wrong), Promise(resident=2))
     assert sentence in " ".join(found)
+
+
+def test_rows_that_start_anywhere_may_not_spill_either() -> None:
+    row = dataclasses.replace(ROW, divisible=False)
+    loads = dataclasses.replace(GOOD, async_copies=0, async_copies_16=0, loads_16=0)
+    assert broken(row, loads, Promise()) == []
+    assert broken(row, dataclasses.replace(loads, spills=1), Promise()) == ["1 registers spilled"]
 
 
 def test_warps_that_do_not_specialize_are_noticed() -> None:

@@ -66,7 +66,7 @@ TILES = {
 def test_every_tile_of_the_table(
     monkeypatch: pytest.MonkeyPatch, architecture: str, problem: str, k: int
 ) -> None:
-    kind, bits = problem.split()
+    kind, bits = problem.rsplit(maxsplit=1)
     dtype = {"16": torch.bfloat16, "32": torch.float32}[bits]
     tile = TILED.rows[architecture][problem]
     Forced(monkeypatch, architecture).tile(tile)

@@ -24,13 +24,21 @@ class Table(Generic[Tile]):
     """The tiles of one kernel: `rows[architecture][class of problem]`.
 
     An architecture whose tiles are another's (`Architecture.tiles`) may have rows of its own too.
+    Rows whose class begins with "unaligned" are for what is read element by element, whose
+    addresses take registers: where the architecture has none, what is aligned leaves enough.
     """
 
     def __init__(self, name: str, rows: dict[str, dict[str, Tile]]) -> None:
         self.name, self.rows = name, rows
         TABLES[name] = self
 
-    def choose(self, architecture: Architecture, problem: str) -> Tile:
+    def choose(
+        self, architecture: Architecture, problem: str, unaligned: str | None = None
+    ) -> Tile:
+        """The tile of a class of problem; `unaligned` names the class that the problem has because
+        it is not `alignment.aligned`."""
+        if unaligned in self.rows[architecture.tiles]:
+            problem = unaligned
         watcher = _watcher.get()
         if watcher is not None:
             watcher.append((self.name, architecture.name, problem))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import check, target
+from ..alignment import aligned
 from .backward_bias import attention_backward_bias, attention_backward_sums
 from .backward_keys import attention_backward_keys
 from .backward_queries import attention_backward_queries
@@ -374,6 +375,10 @@ class _Products:
         kind = "any" if bits == 32 else "bare" if bare else "scored"
         self.kind = f"{kind} {bits} {max(64, self.block, self.block_v)}"
         self.bits = f"{bits}"
+        read = (q, k, v, grad_out)
+        apart = [stride for x in read for stride in strides(x)]
+        whole = aligned(read, *apart, self.size, self.size_v)
+        self.unaligned = None if whole else f"unaligned {bits}"
         self.precision = architecture.float32_dots if q.dtype == torch.float32 else "ieee"
 
     def options(self, tile: Tile) -> dict[str, Any]:
@@ -392,7 +397,7 @@ class _Products:
         }
 
     def launch_keys(self, grad_k: Tensor, grad_v: Tensor) -> None:
-        problem, tile = self.problem, KEYS.choose(self.architecture, self.kind)
+        problem, tile = self.problem, KEYS.choose(self.architecture, self.kind, self.unaligned)
         block_c, block_cv = min(self.block, tile.c), min(self.block_v, tile.c)
         parts = max(target.divide_up(self.size, block_c), target.divide_up(self.size_v, block_cv))
         blocks = target.divide_up(problem.longest[1], tile.n)
@@ -415,7 +420,7 @@ class _Products:
         )
 
     def launch_queries(self, grad_q: Tensor) -> None:
-        problem, tile = self.problem, QUERIES.choose(self.architecture, self.kind)
+        problem, tile = self.problem, QUERIES.choose(self.architecture, self.kind, self.unaligned)
         block_c = min(self.block, tile.c)
         parts = target.divide_up(self.size, block_c)
         blocks = target.divide_up(problem.longest[0], tile.m)
@@ -437,7 +442,7 @@ class _Products:
     def launch_bias(self, grad_bias: Tensor, sizes: tuple[int, ...]) -> None:
         if grad_bias.numel() == 0:
             return
-        problem, tile = self.problem, BIAS.choose(self.architecture, self.bits)
+        problem, tile = self.problem, BIAS.choose(self.architecture, self.bits, self.unaligned)
         summed = [size == 1 for size in sizes]
         blocks_m = target.divide_up(sizes[2], 1 if summed[2] else tile.m)
         blocks_n = target.divide_up(sizes[3], 1 if summed[3] else tile.n)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import target
+from ..alignment import aligned
 from ..target import Architecture
 from .forward import attention_forward
 from .merge import attention_merge
@@ -107,10 +108,12 @@ def attend(
     kind = "few" if few else "bare" if bare else "scored"
     if s.page is not None:
         kind = "paged few" if few else "paged"
-    pack = group if few else 1
-    tile = FORWARD.choose(
-        architecture, f"{kind} {8 * q.element_size()} {max(64, block_d, block_dv)}"
-    )
+    sizes = f"{8 * q.element_size()} {max(64, block_d, block_dv)}"
+    unaligned = None
+    if not aligned((q, k, v), *s.q, *s.k, *s.v, size, size_v):
+        unaligned = f"unaligned few {sizes}" if few else f"unaligned {sizes}"
+    tile = FORWARD.choose(architecture, f"{kind} {sizes}", unaligned)
+    pack = group if few and tile.packs else 1
     programs = target.divide_up(s.len_q * pack, tile.m) * (heads // pack) * s.batch
     splits = 1
     if few:

@@ -9,14 +9,16 @@ from ..table import Table
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows of queries, keys at a time, warps, tiles of keys and values in flight, and the slice of
-    the head size that one product takes."""
+    """Rows of queries, keys at a time, warps, tiles of keys and values in flight, the slice of the
+    head size that one product takes, and whether few queries of the heads that share keys are
+    packed into the rows of one tile, which keeps offsets in registers."""
 
     m: int
     n: int
     warps: int
     stages: int
     d: int = 512
+    packs: bool = True
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,28 @@ class Rows:
     warps: int
     stages: int = 1
 
+
+# Of NVIDIA, for rows that start anywhere, which spill what fits below: one tile for scores of any
+# kind, padded, packed or over pages, that does not spill on any of the three. Heads are multiplied
+# in slices, so that addresses of few elements are alive at once. AMD's registers hold all.
+_UNALIGNED = {
+    "unaligned 16 64": Tile(64, 32, 8, 2),
+    "unaligned 16 128": Tile(32, 32, 8, 2, 32),
+    "unaligned 16 256": Tile(16, 16, 8, 2, 64),
+    "unaligned 16 512": Tile(16, 16, 8, 2, 16),
+    "unaligned 32 64": Tile(32, 16, 8, 2),
+    "unaligned 32 128": Tile(16, 16, 8, 2, 32),
+    "unaligned 32 256": Tile(16, 16, 8, 2, 16),
+    "unaligned 32 512": Tile(16, 8, 8, 2, 32),
+    "unaligned few 16 64": Tile(16, 64, 8, 2),
+    "unaligned few 16 128": Tile(16, 32, 8, 2),
+    "unaligned few 16 256": Tile(16, 16, 8, 2, packs=False),
+    "unaligned few 16 512": Tile(16, 16, 8, 2, 16, packs=False),
+    "unaligned few 32 64": Tile(16, 32, 8, 2),
+    "unaligned few 32 128": Tile(16, 16, 8, 2, 32),
+    "unaligned few 32 256": Tile(16, 16, 8, 2, 16, packs=False),
+    "unaligned few 32 512": Tile(16, 8, 8, 2, 32, packs=False),
+}
 
 # Per class of problem (scores, bits of an element, padded head size): tiles for bare scores, for
 # scores that a softcap, slopes or a bias change (which live in registers beside the product), for
@@ -86,6 +110,7 @@ FORWARD = Table(
             "paged few 32 128": Tile(16, 32, 4, 2),
             "paged few 32 256": Tile(16, 32, 8, 2, 64),
             "paged few 32 512": Tile(16, 16, 8, 2, 64),
+            **_UNALIGNED,
         },
         "sm_90": {
             "bare 16 64": Tile(128, 128, 8, 2),
@@ -128,6 +153,7 @@ FORWARD = Table(
             "paged few 32 128": Tile(16, 32, 4, 2),
             "paged few 32 256": Tile(16, 32, 8, 2, 64),
             "paged few 32 512": Tile(16, 16, 8, 3, 64),
+            **_UNALIGNED,
         },
         "sm_100": {
             "bare 16 64": Tile(128, 128, 8, 2),
@@ -170,6 +196,7 @@ FORWARD = Table(
             "paged few 32 128": Tile(16, 32, 4, 2),
             "paged few 32 256": Tile(16, 32, 8, 2, 64),
             "paged few 32 512": Tile(16, 16, 8, 3, 64),
+            **_UNALIGNED,
         },
         "gfx942": {
             "bare 16 64": Tile(128, 64, 4, 1),

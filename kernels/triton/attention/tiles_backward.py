@@ -33,6 +33,17 @@ class Rows:
     stages: int = 2
 
 
+# Of NVIDIA, per bits of an element, where rows that start anywhere spill what fits below: addresses
+# of few elements are alive at once if every head is multiplied in slices and its gradient cut.
+_UNALIGNED_KEYS = {
+    "unaligned 16": Tile(16, 32, 8, 2, 16, 32),
+    "unaligned 32": Tile(16, 32, 8, 2, 16, 64),
+}
+_UNALIGNED_QUERIES = {
+    "unaligned 16": Tile(32, 32, 8, 2, 32, 64),
+    "unaligned 32": Tile(32, 16, 8, 2, 16, 64),
+}
+
 # Per class of problem (scores, bits of an element, padded head size). Scores are bare, or changed
 # by a softcap, slopes or a bias, which live in registers beside the products; float32, whose
 # products are three on tensor cores, has one tile for both. On sm_90 and sm_100 128 keys are 64 for
@@ -53,6 +64,7 @@ KEYS = Table(
             "any 32 128": Tile(16, 32, 8, 2, 32, 64),
             "any 32 256": Tile(16, 32, 8, 2, 32, 64),
             "any 32 512": Tile(16, 32, 8, 2, 32, 64),
+            **_UNALIGNED_KEYS,
         },
         "sm_90": {
             "bare 16 64": Tile(64, 128, 8, 2),
@@ -67,6 +79,7 @@ KEYS = Table(
             "any 32 128": Tile(16, 32, 8, 2, 32, 64),
             "any 32 256": Tile(16, 32, 8, 2, 32, 64),
             "any 32 512": Tile(16, 32, 8, 2, 32, 64),
+            **_UNALIGNED_KEYS,
         },
         "sm_100": {
             "bare 16 64": Tile(64, 128, 8, 2),
@@ -81,6 +94,7 @@ KEYS = Table(
             "any 32 128": Tile(16, 32, 8, 2, 32, 64),
             "any 32 256": Tile(16, 32, 8, 2, 32, 64),
             "any 32 512": Tile(16, 32, 8, 2, 32, 64),
+            **_UNALIGNED_KEYS,
         },
         "gfx942": {
             "bare 16 64": Tile(64, 128, 4, 1),
@@ -117,6 +131,7 @@ QUERIES = Table(
             "any 32 128": Tile(32, 16, 8, 2, 32),
             "any 32 256": Tile(32, 16, 8, 2, 32, 128),
             "any 32 512": Tile(32, 16, 8, 2, 32, 128),
+            **_UNALIGNED_QUERIES,
         },
         "sm_90": {
             "bare 16 64": Tile(128, 64, 8, 3),
@@ -131,6 +146,8 @@ QUERIES = Table(
             "any 32 128": Tile(32, 16, 8, 2, 32),
             "any 32 256": Tile(32, 16, 8, 2, 32, 128),
             "any 32 512": Tile(32, 16, 8, 2, 32, 128),
+            **_UNALIGNED_QUERIES,
+            "unaligned 16": Tile(16, 32, 8, 2, 16, 64),
         },
         "sm_100": {
             "bare 16 64": Tile(64, 64, 4, 2),
@@ -145,6 +162,7 @@ QUERIES = Table(
             "any 32 128": Tile(32, 16, 8, 2, 32),
             "any 32 256": Tile(32, 16, 8, 2, 32, 128),
             "any 32 512": Tile(32, 16, 8, 2, 32, 128),
+            **_UNALIGNED_QUERIES,
         },
         "gfx942": {
             "bare 16 64": Tile(128, 64, 4, 1),
@@ -164,12 +182,18 @@ QUERIES = Table(
 )
 
 # Per bits of an element: whatever the head size, its products are taken in slices.
+_BIAS = {
+    "16": Tile(64, 64, 8, 2, 64),
+    "32": Tile(32, 16, 8, 2, 32),
+    "unaligned 16": Tile(32, 32, 8, 2, 32),
+    "unaligned 32": Tile(32, 16, 8, 2, 16),
+}
 BIAS = Table(
     "attention_backward_bias",
     {
-        "sm_80": {"16": Tile(64, 64, 8, 2, 64), "32": Tile(32, 16, 8, 2, 32)},
-        "sm_90": {"16": Tile(64, 64, 8, 2, 64), "32": Tile(32, 16, 8, 2, 32)},
-        "sm_100": {"16": Tile(64, 64, 8, 2, 64), "32": Tile(32, 16, 8, 2, 32)},
+        "sm_80": _BIAS,
+        "sm_90": _BIAS,
+        "sm_100": _BIAS,
         "gfx942": {"16": Tile(64, 64, 4, 1, 64), "32": Tile(64, 32, 4, 1, 32)},
     },
 )

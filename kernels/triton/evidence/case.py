@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+_anywhere: ContextVar[bool] = ContextVar("anywhere", default=False)
 
 TYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
@@ -18,8 +22,8 @@ class Case:
     On the meta device nothing runs, and all that would be launched is compiled and read. A case may
     launch several kernels.
 
-    `aligned` says that rows lie 16 bytes apart, as in every real model, so that nothing may spill
-    and global memory is read 16 bytes at a time.
+    `aligned` says that rows lie 16 bytes apart, as in most models, so that global memory is read 16
+    bytes at a time.
     """
 
     name: str
@@ -60,6 +64,17 @@ class Promise:
 
 def empty(*shape: int, dtype: torch.dtype, device: str) -> Tensor:
     """An operand: nothing but its shape on the meta device, random numbers on any other."""
-    if device == "meta":
-        return torch.empty(shape, dtype=dtype, device=device)
-    return torch.randn(shape, dtype=dtype, device=device)
+    first = int(_anywhere.get())  # elements of each row that are another's
+    make = torch.empty if device == "meta" else torch.randn
+    return make((*shape[:-1], shape[-1] + first), dtype=dtype, device=device)[..., first:]
+
+
+@contextlib.contextmanager
+def rows_anywhere() -> Iterator[None]:
+    """Inside the block no row of an operand starts on 16 bytes: each lies one element late, and one
+    further from the last."""
+    token = _anywhere.set(True)
+    try:
+        yield
+    finally:
+        _anywhere.reset(token)

@@ -7,6 +7,7 @@ derive from the same arguments on a GPU. What is compiled is what would run.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from triton.runtime.jit import create_function_from_signature
 
 from .. import target
 from . import machine_code
-from .case import Case
+from .case import Case, rows_anywhere
 from .source import module_hash, source_hash
 
 GPUS = {
@@ -107,7 +108,8 @@ def _name(constant: Any) -> str:
 def launches(architecture: str, case: Case, divisible: bool = True) -> list[Launch]:
     """What `case` would launch on `architecture`, without repetitions.
 
-    Unless `divisible`, the compiler is not told which pointers and strides are multiples of 16.
+    Unless `divisible`, no row of an operand starts on 16 bytes, so that the launcher takes the tile
+    of such a problem; and of what it makes itself, the compiler is not told what is a multiple.
     """
     found: dict[str, Launch] = {}
 
@@ -115,7 +117,8 @@ def launches(architecture: str, case: Case, divisible: bool = True) -> list[Laun
         launch = prepare(GPUS[architecture], kernel, args, options, divisible)
         found[launch.key()] = launch
 
-    with target.record(target.ARCHITECTURES[architecture], keep):
+    rows = contextlib.nullcontext() if divisible else rows_anywhere()
+    with target.record(target.ARCHITECTURES[architecture], keep), rows:
         case.launch("meta")
     return list(found.values())
 

@@ -40,10 +40,10 @@ def _gated(dtype: torch.dtype, size: int, device: str) -> object:
 
     rows = (4096, size)
     grad, x, gate, up = t(*rows), t(*rows), t(size, size), t(size, size)
-    sums = t(*rows, dtype=torch.float32), t(*rows, dtype=torch.float32)
+    gate_sums, up_sums = (t(*rows, dtype=torch.float32).contiguous() for _ in range(2))
     biases = t(size), t(size)
     return gemm.gated_linear_backward(
-        grad, x, gate, up, *sums, *biases, "gelu_tanh", True, True, True
+        grad, x, gate, up, gate_sums, up_sums, *biases, "gelu_tanh", True, True, True
     )
 
 

@@ -34,7 +34,7 @@ this page, and review shows what it cost.
 | tile | what one program works on at a time: extents, `w` warps, and `s` stages: tiles in flight |
 | registers | of one thread |
 | programs | how many fit one unit (streaming multiprocessor or compute unit) at once |
-| spills | registers that did not fit and went to memory: none in what is shipped |
+| spills | registers that did not fit and went to memory: none, aligned or not |
 | matrix | instructions of the tensor or matrix cores, and their opcodes |
 | copies | from global to shared memory past the registers; (those of 16 bytes or of boxes) |
 | loads | from global memory to registers; (those of 16 bytes) |
@@ -43,8 +43,8 @@ this page, and review shows what it cost.
 Counts are of instructions in the code, not of executions.
 
 A configuration with *nothing divisible* is compiled as if no pointer and no stride were a multiple
-of 16 bytes: it must compile and fit, may spill, and reads element by element. The same goes for
-those whose sizes are odd.
+of 16 bytes, with the tile that launchers then choose: it reads element by element. The same goes
+for those whose sizes are odd.
 
 **What it does not show.** Speed, hits in caches, whether copies and arithmetic overlap, races
 between warps, and errors of the compilers themselves.

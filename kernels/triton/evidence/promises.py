@@ -71,8 +71,8 @@ UNITS = {
 def broken(row: Row, facts: Facts, promise: Promise) -> list[str]:
     """One sentence for each promise that the machine code does not keep.
 
-    Of rows that start anywhere only what correctness needs is asked: they are read element by
-    element, and their pointers may spill.
+    Of rows that start anywhere, which are read element by element, wide accesses and copies are not
+    asked.
     """
     return [sentence for sentence, kept in _asked(row, facts, promise) if not kept]
 
@@ -92,11 +92,11 @@ def _asked(row: Row, facts: Facts, promise: Promise) -> Iterator[tuple[str, bool
         yield f"{facts.threads} threads: warps do not specialize", more
     if promise.wide:
         yield "no offset is multiplied in 64 bits", facts.wide_products > 0
-    if not row.aligned:
-        return
     yield f"{facts.spills} registers spilled", facts.spills == 0
     yield f"{facts.stack} bytes of stack", facts.stack == 0
     yield f"{facts.local} accesses to local memory", facts.local == 0
+    if not row.aligned:
+        return
     if promise.copies and row.target.startswith("sm_"):
         copies, vectors = facts.async_copies, facts.async_copies_16
         # Most bytes, even if each of the others moved 8.

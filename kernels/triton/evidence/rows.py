@@ -21,8 +21,8 @@ class Row:
     """One kernel as one case launches it on one target.
 
     `element` is the type of its first tensor, `tile` the extents, warps and stages of the kernel;
-    `key` stands for all that decides its facts. Not `divisible`: the compiler was told of no
-    pointer and no stride that it is a multiple of 16.
+    `key` stands for all that decides its facts. Not `divisible`: no row of an operand starts on 16
+    bytes, and the compiler was told of no pointer and no stride that it is a multiple of 16.
     """
 
     kernel: str
@@ -50,24 +50,26 @@ class Row:
 def of_target(target: str) -> tuple[Row, ...]:
     """All rows of a target: what several cases launch alike is one row, the first one's.
 
-    Each kernel also has a row without divisibility, from the first case that launches it; but for
-    those that take tensor descriptors, which exist of aligned memory only.
+    Without divisibility each kernel also has a row from the first case that launches it, and from
+    every case that then takes another tile; but for those that take tensor descriptors, which exist
+    of aligned memory only.
     """
     found: dict[tuple[str, str], Row] = {}
-    first: dict[str, str] = {}
+    anywhere: dict[tuple[str, str], Row] = {}
+    shown: set[str] = set()
     for case in catalogue.cases().values():
+        tiles = set()
         for launch in launches(target, case):
-            if not launch.takes_descriptors:
-                first.setdefault(launch.kernel, case.name)
+            tiles.add((launch.kernel, launch.tile()))
             found.setdefault((launch.kernel, launch.key()), _row(launch, case.name, target))
-    for kernel, name in first.items():
-        launch = next(
-            launch
-            for launch in launches(target, catalogue.cases()[name], divisible=False)
-            if launch.kernel == kernel
-        )
-        row = _row(launch, name, target, divisible=False)
-        found.setdefault((kernel, row.key), row)
+        for launch in launches(target, case, divisible=False):
+            if launch.kernel in shown and (launch.kernel, launch.tile()) in tiles:
+                continue
+            shown.add(launch.kernel)
+            row = _row(launch, case.name, target, divisible=False)
+            anywhere.setdefault((launch.kernel, row.key), row)
+    for key, row in anywhere.items():
+        found.setdefault(key, row)
     return tuple(found.values())
 
 

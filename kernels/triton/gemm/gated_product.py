@@ -72,7 +72,13 @@ def gated_product(
     )
     architecture = target.of(x.device)
     in_boxes = rows > FEW_ROWS and boxes.describable(operands, out, rows, columns, depth)
-    problem = Problem(rows, columns, depth, 1, x.element_size(), in_boxes, tables=GATED)
+    aligned = all(
+        operand.aligned(extent, depth)
+        for operand, extent in zip(operands, (rows, columns, columns), strict=True)
+    )
+    problem = Problem(
+        rows, columns, depth, 1, x.element_size(), in_boxes, tables=GATED, aligned=aligned
+    )
     choice = problem.choose(architecture)
     whole = Epilogue(out, gate_sums, up_sums, gate_bias, up_bias, activation)
     launch = _persistent if isinstance(choice.tile, PersistentTile) else _tiled

@@ -5,6 +5,12 @@ from __future__ import annotations
 from ..table import Table
 from .tiles import PersistentTile, Tables, Tile
 
+# Of NVIDIA, where operands that are read element by element spill what fits below.
+_UNALIGNED = {
+    "unaligned large 16": Tile(128, 32, 8, 3),
+    "unaligned small 16": Tile(64, 64, 8, 3),
+}
+
 # Per class of problem and bits of an element, as for plain products. Two accumulators take the
 # registers of one twice as wide; where descriptors serve most large products, what is left here has
 # rows that start anywhere, whose offsets take registers too.
@@ -18,6 +24,7 @@ TILED = Table(
             "small 32": Tile(64, 32, 8, 3),
             "few 16": Tile(32, 32, 4, 4),
             "few 32": Tile(32, 32, 4, 4),
+            **_UNALIGNED,
         },
         "sm_90": {
             "large 16": Tile(128, 64, 8, 4),
@@ -26,6 +33,7 @@ TILED = Table(
             "small 32": Tile(64, 32, 4, 4),
             "few 16": Tile(32, 32, 4, 6),
             "few 32": Tile(32, 32, 4, 5),
+            **_UNALIGNED,
         },
         "sm_100": {
             "large 16": Tile(128, 64, 8, 4),
@@ -34,6 +42,7 @@ TILED = Table(
             "small 32": Tile(64, 32, 4, 4),
             "few 16": Tile(32, 32, 4, 6),
             "few 32": Tile(32, 32, 4, 5),
+            **_UNALIGNED,
         },
         "gfx942": {
             "large 16": Tile(128, 64, 4, 2),

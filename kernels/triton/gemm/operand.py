@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..alignment import aligned
+
 MOST_32_BITS = 2**31
 VECTOR_BYTES = 16  # of one access
 
@@ -27,3 +29,10 @@ class Operand(NamedTuple):
         """How many of `extent` rows of a, or columns of b, are read in one access."""
         vector = VECTOR_BYTES // self.tensor.element_size()
         return vector if self.across == 1 != self.along and extent % vector == 0 else 1
+
+    def aligned(self, extent: int, depth: int) -> bool:
+        """Whether `extent` rows of a, or columns of b, are read 16 bytes at a time."""
+        tensor, outer, inner, across, along = self
+        if along == 1:
+            return aligned((tensor,), outer, inner, across, depth)
+        return self.vector(extent) > 1 and aligned((tensor,), outer, inner, along)

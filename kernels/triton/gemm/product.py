@@ -79,8 +79,16 @@ def product(
         and inner == batches
         and boxes.describable((left, right), out, rows, columns, depth, batches)
     )
-    derivative = activation in DERIVATIVES
-    problem = Problem(rows, columns, depth, batches, a.element_size(), in_boxes, derivative)
+    problem = Problem(
+        rows,
+        columns,
+        depth,
+        batches,
+        a.element_size(),
+        in_boxes,
+        derivative=activation in DERIVATIVES,
+        aligned=left.aligned(rows, depth) and right.aligned(columns, depth),
+    )
     choice = problem.choose(architecture)
     whole = Epilogue(out, bias, residual, activation)
     launch = _persistent if isinstance(choice.tile, PersistentTile) else _tiled

@@ -27,6 +27,13 @@ class PersistentTile(Tile):
     specialized: bool = False
 
 
+# Of NVIDIA, where operands that are read element by element spill what fits below.
+_UNALIGNED = {
+    "unaligned large 16": Tile(128, 64, 8, 4),
+    "unaligned large 32": Tile(128, 64, 8, 4),
+    "unaligned derivative 32": Tile(64, 64, 8, 3),
+}
+
 # Operands of any layout, per class of problem and bits of an element: tiles for a large product,
 # for one too small to give every unit a large tile, and for few rows (decoding), where the weight
 # streams past once and only its bytes count. The derivative of an activation takes registers that a
@@ -42,6 +49,7 @@ TILED = Table(
             "small 32": Tile(64, 64, 8, 3),
             "few 16": Tile(32, 64, 4, 4),
             "few 32": Tile(32, 64, 4, 4),
+            **_UNALIGNED,
         },
         "sm_90": {
             "large 16": Tile(128, 128, 8, 4),
@@ -51,6 +59,8 @@ TILED = Table(
             "small 32": Tile(64, 64, 8, 3),
             "few 16": Tile(32, 64, 4, 5),
             "few 32": Tile(32, 64, 4, 4),
+            **_UNALIGNED,
+            "unaligned large 16": Tile(64, 128, 8, 4),
         },
         "sm_100": {
             "large 16": Tile(128, 128, 8, 4),
@@ -60,6 +70,7 @@ TILED = Table(
             "small 32": Tile(64, 64, 8, 3),
             "few 16": Tile(32, 64, 4, 5),
             "few 32": Tile(32, 64, 4, 4),
+            **_UNALIGNED,
         },
         "gfx942": {
             "large 16": Tile(128, 128, 4, 2),
@@ -144,7 +155,8 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """`boxes`: tensor descriptors can describe operands and output."""
+    """`boxes`: tensor descriptors can describe operands and output; `aligned`: operands are read 16
+    bytes at a time."""
 
     rows: int
     columns: int
@@ -154,6 +166,7 @@ class Problem:
     boxes: bool
     derivative: bool = False  # in the epilogue
     tables: Tables = PLAIN
+    aligned: bool = True
 
     def tiles(self, tile: Tile) -> int:
         return self.batches * (
@@ -192,4 +205,5 @@ class Problem:
             smaller = busiest(medium) < WORTH_SMALLER * busiest(large)
             if serves(medium if smaller else large):
                 table, kind = persistent, "medium" if smaller else "large"
-        return self.split(table.choose(architecture, kind), architecture)
+        unaligned = None if self.aligned else f"unaligned {kind}"
+        return self.split(table.choose(architecture, kind, unaligned), architecture)
