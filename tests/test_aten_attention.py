@@ -18,6 +18,9 @@ from strategies import DTYPES, randn
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lanewise.integrations.aten import worth
+from lanewise.integrations.aten.reason import SERVED, TORCH_IS_FASTER, UNMEASURED
+
 NAME = "scaled_dot_product_attention"
 # torch's other way
 composing = partial(sdpa_kernel, SDPBackend.MATH)
@@ -232,3 +235,24 @@ def test_errors_are_torchs(what: str) -> None:
     plain = outcome()
     with always():
         assert outcome() == plain
+
+
+def test_where_it_pays() -> None:
+    f32, bf16, f16 = DTYPES
+    cases = [
+        (SERVED, ("avx2", f16, 1, 1, 512, 64, False, False)),
+        (SERVED, ("avx512bf16", bf16, 4, 512, 512, 128, True, True)),
+        (UNMEASURED, ("generic", f32, 1, 512, 512, 64, True, False)),
+        (SERVED, ("amx", bf16, 1, 512, 512, 64, True, False)),
+        (SERVED, ("amx", bf16, 4, 1, 512, 128, False, False)),
+        (TORCH_IS_FASTER, ("amx", bf16, 1, 1, 512, 64, False, False)),
+        (TORCH_IS_FASTER, ("amx", bf16, 4, 8, 2048, 128, True, False)),
+        (SERVED, ("amx", bf16, 1, 2048, 2048, 64, True, True)),
+        (TORCH_IS_FASTER, ("amx", bf16, 1, 2048, 2048, 128, True, True)),
+        (TORCH_IS_FASTER, ("amx", f16, 1, 512, 512, 64, True, False)),
+        (SERVED, ("amx", f16, 1, 1, 512, 64, False, False)),
+        (SERVED, ("amx", f32, 1, 64, 64, 64, True, False)),
+        (TORCH_IS_FASTER, ("amx", f32, 1, 64, 64, 64, True, True)),
+    ]
+    for answer, call in cases:
+        assert worth.attention(*call) == answer, call

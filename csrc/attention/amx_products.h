@@ -17,6 +17,9 @@ namespace lanewise::LANEWISE_TARGET {
 
 class AmxProducts {
  public:
+  // As many as repay transposing V once more for them.
+  static constexpr int64_t kMostColumns = 256;
+
   struct Setting {
     TileRegisters tiles{kAmxRows};
   };

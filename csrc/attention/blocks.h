@@ -13,7 +13,7 @@ LANEWISE_INLINE void fill(float* p, int64_t count, float value) {
   for (int64_t i = 0; i < count; ++i) p[i] = value;
 }
 
-inline constexpr int kMaxPanels = 16;  // 128 columns of the narrowest target
+inline constexpr int kMaxPanels = 16;  // 128 columns of the narrowest target, 256 of tiles
 
 // A stack of up to so many queries may be decoded; more of them fill panels.
 inline constexpr int kMostDecodeRows = kPanelCols * 3 / 4;
@@ -39,6 +39,7 @@ struct Footprint {
   int64_t row;           // of one row of a block
   int64_t column;        // of one owned column, operands and sums
   int64_t score_panels;  // panels as tall as a block of rows
+  int64_t most_columns = 128;
 };
 
 // The panels of scores take half of L1 (the rest streams by), a block of rows half of L2, the owned
@@ -47,11 +48,12 @@ struct Footprint {
 // of the longest sequence; `total`: those of all.
 inline Blocking choose_blocking(int64_t own, int64_t total, const Footprint& f, int threads) {
   constexpr int64_t kFloat = sizeof(float);
-  constexpr int64_t kMaxColumns = 128, kMinRows = 16, kMaxRows = 192, kUnitsPerThread = 4;
+  constexpr int64_t kMinRows = 16, kMaxRows = 192, kUnitsPerThread = 4;
   const int64_t l1_rows = caches().l1 / 2 / (f.score_panels * kPanelCols * kFloat);
   const int64_t l2_rows = caches().l2 / 2 / (f.row * kFloat);
   const int64_t l2_panels = caches().l2 / 4 / (f.column * kPanelCols * kFloat);
-  int64_t panels = smaller(ceil_div(own, kPanelCols), smaller(l2_panels, kMaxColumns / kPanelCols));
+  int64_t panels =
+      smaller(ceil_div(own, kPanelCols), smaller(l2_panels, f.most_columns / kPanelCols));
   panels = larger(panels, 1);
   while (panels > 1 && total < kUnitsPerThread * threads * panels * kPanelCols)
     panels = ceil_div(panels, 2);

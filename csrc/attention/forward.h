@@ -19,7 +19,7 @@ inline constexpr int64_t kMostPieces = 256, kShortestDecode = 256, kShortestPref
 
 class Plan {
  public:
-  explicit Plan(const AttentionParams& params)
+  Plan(const AttentionParams& params, int64_t most_columns)
       : p(params), group(p.heads / p.kv_heads), piece_keys(keys_of_piece()) {
     int64_t columns = 0;
     double work = 0;
@@ -30,8 +30,9 @@ class Plan {
     }
     const int64_t dims = p.dim + p.value_dim;
     threads = useful_threads(work, p.threads);
-    blocking = choose_blocking(p.queries * group, columns,
-                               {.row = dims, .column = dims, .score_panels = 1}, threads);
+    blocking = choose_blocking(
+        p.queries * group, columns,
+        {.row = dims, .column = dims, .score_panels = 1, .most_columns = most_columns}, threads);
   }
 
   int64_t columns(const Sequence& s) const { return s.queries * group; }
@@ -82,7 +83,7 @@ class Forward {
  public:
   explicit Forward(const AttentionParams& params)
       : p(params),
-        plan(p),
+        plan(p, Products::kMostColumns),
         state(static_cast<int64_t*>(scratch(Scratch::state, state_size() * sizeof(int64_t)))),
         units(p, state, [&](const Sequence& s) { return plan.units(s); }),
         room(state + p.batch + 1),

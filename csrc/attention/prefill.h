@@ -12,6 +12,8 @@ namespace lanewise::LANEWISE_TARGET {
 template <class T>
 class VectorProducts {
  public:
+  static constexpr int64_t kMostColumns = 128;  // of a unit
+
   // What the thread needs meanwhile.
   struct Setting {
     Setting() {}

@@ -48,6 +48,7 @@ def _decline(
     *,
     attn_mask: Tensor | None = None,
     scale: float | None = None,
+    gradient: bool = False,
 ) -> str:
     dtype = q.dtype
     if dtype not in SERVED_DTYPES or k.dtype is not dtype or v.dtype is not dtype:
@@ -77,7 +78,7 @@ def _decline(
             return SHAPE
     if scale is not None and not abs(scale) <= 1e30:
         return SCALE
-    return worth.attention(ISA)
+    return worth.attention(ISA, dtype, heads // kv_heads, queries, keys, dim, is_causal, gradient)
 
 
 def _broadcasts(mask: Tensor, shape: tuple[int, ...]) -> bool:
@@ -135,7 +136,7 @@ def _decline_backward(
         return DTYPE
     if grad_out.shape != q.shape or out.shape != q.shape or logsumexp.shape != q.shape[:3]:
         return SHAPE
-    return _decline(q, k, v, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)
+    return _decline(q, k, v, dropout_p, is_causal, attn_mask=attn_mask, scale=scale, gradient=True)
 
 
 def _serve_backward(

@@ -2,7 +2,7 @@
 
 Each answers SERVED, or the reason to leave a call to torch. The bounds are where torch 2.13 and
 lanewise took the same time, on two cores of a Zen 5 machine as it is (avx512bf16) and as if it had
-no AVX-512 (avx2), and products of bfloat16 on an Intel Xeon (amx); the detour through Python is
+no AVX-512 (avx2), and on an Intel Xeon (amx); the detour through Python is
 counted in, which small calls do not repay.
 """
 
@@ -79,9 +79,34 @@ def product_with_summand(dtype: torch.dtype, m: int, n: int, k: int) -> str:
     return SERVED if m * n * k >= 1 << 15 else TOO_SMALL
 
 
-def attention(isa: str) -> str:
-    """Scaled dot-product attention of some size, forward or backward."""
-    return SERVED if isa in MEASURED else UNMEASURED
+def attention(
+    isa: str,
+    dtype: torch.dtype,
+    group: int,
+    queries: int,
+    keys: int,
+    dim: int,
+    causal: bool,
+    gradient: bool,
+) -> str:
+    """Scaled dot-product attention, its forward or its backward pass.
+
+    `group`: heads for each key head.
+    """
+    if isa in MEASURED:
+        return SERVED
+    if isa != "amx":
+        return UNMEASURED
+    # There torch multiplies bfloat16 in tiles both ways, and float16 by instructions of its own.
+    if gradient:
+        small = dtype is torch.float32 and keys < 128
+        long = dtype is not torch.float32 and keys > 512 and not (causal and dim <= 64)
+        return TORCH_IS_FASTER if small or long else SERVED
+    if queries == 1:
+        return TORCH_IS_FASTER if group == 1 and dtype is not torch.float16 else SERVED
+    if dtype is torch.float16 or (dtype is torch.bfloat16 and queries < 16):
+        return TORCH_IS_FASTER
+    return SERVED
 
 
 def rms_norm(isa: str, cols: int) -> str:
