@@ -3,7 +3,8 @@
 A machine's speed moves in phases, so times of two runs say little. What is compared is each side's
 time over those of the peers that took turns with it, or over the limit measured right after it
 where it has no peers: once per visit. Slower is a case whose every visit is worse than all the
-earlier ones, by more than `MARGIN` between the medians; the caller measures it again to be sure.
+earlier ones, and whose medians differ by more than `MARGIN` and than the visits of either run; the
+caller measures it again to be sure.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from bench.case import Result
 from bench.record import FORMAT
 
 MARGIN = 0.05
-MIN_VISITS = 3
+# Of each side. Were both the same, 5 of one would all be worse than 5 of the other once in 252
+# times, and 15 of one, after two confirmations, once in 15504: seldom enough for 50 cases.
+MIN_VISITS = 5
 # Visits of one run that differ by more than this tell nothing about a change of `MARGIN`.
 TOO_NOISY = 0.25
 
@@ -87,9 +90,10 @@ def _verdict(key: Key, before: Any, result: Result) -> Verdict:
     old = list(_ratios(way, peers, ((v["seconds"], v["limit_seconds"]) for v in visits)))
     noise = max(max(side) / min(side) - 1 for side in (old, new))
     ratio = statistics.median(new) / statistics.median(old)
-    if min(new) > max(old) and ratio > 1 + MARGIN:
+    least = 1 + max(MARGIN, noise)
+    if min(new) > max(old) and ratio > least:
         return Verdict(key, "slower", ratio, noise, result)
-    if max(new) < min(old) and ratio < 1 / (1 + MARGIN):
+    if max(new) < min(old) and ratio < 1 / least:
         return Verdict(key, "faster", ratio, noise, result)
     return Verdict(key, "too noisy" if noise > TOO_NOISY else "same", ratio, noise, result)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from bench import asked, compare, peers
+from bench.allocator import keep_freed_memory
 from bench.section import Section
 
 TOUR = ("gemm", "attention", "norm", "rope", "bert")
@@ -137,6 +138,7 @@ def settle(options: argparse.Namespace) -> list[Section]:
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    keep_freed_memory()
     peers.want(options.peers)
     return [section for group in options.chosen.values() for section in group]
 

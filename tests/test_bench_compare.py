@@ -56,14 +56,14 @@ def before(old: Result, tmp_path: Path) -> Any:
 def test_a_change_is_told_from_the_phases_of_the_machine(
     tmp_path: Path, peer: bool, factor: float, word: str
 ) -> None:
-    old = before(result(visits(1.0, [1.0, 2.0, 1.5], peer)), tmp_path)
-    (verdict,) = compare.verdicts(old, [result(visits(factor, [2.0, 1.9, 2.2], peer, 1))])
+    old = before(result(visits(1.0, [1.0, 2.0, 1.5, 1.1, 1.0], peer)), tmp_path)
+    (verdict,) = compare.verdicts(old, [result(visits(factor, [2.0, 1.9, 2.2, 1.0, 1.2], peer, 1))])
     assert verdict.word == word
     assert verdict.ratio == pytest.approx(factor, rel=0.03)
 
 
 def test_noise_is_said_to_be_noise(tmp_path: Path) -> None:
-    old = before(result(visits(1.0, [1.0, 1.0, 1.0], True)), tmp_path)
+    old = before(result(visits(1.0, [1.0] * 5, True)), tmp_path)
     shaken = [Visit({"": ours, "torch": 1.0}, 1.0) for ours in (1.0, 1.5, 1.1)]
     (verdict,) = compare.verdicts(old, [result(shaken)])
     assert verdict.word == "too noisy"
@@ -71,9 +71,9 @@ def test_noise_is_said_to_be_noise(tmp_path: Path) -> None:
 
 
 def test_what_is_new_gone_or_wrong_is_said(tmp_path: Path) -> None:
-    old = before(result(visits(1.0, [1.0] * 3, True)), tmp_path)
-    assert [v.word for v in compare.verdicts({}, [result(visits(1.0, [1.0] * 3, True))])] == ["new"]
-    broken = result(visits(1.0, [1.0] * 3, True), {"": "is off"})
+    old = before(result(visits(1.0, [1.0] * 5, True)), tmp_path)
+    assert [v.word for v in compare.verdicts({}, [result(visits(1.0, [1.0] * 5, True))])] == ["new"]
+    broken = result(visits(1.0, [1.0] * 5, True), {"": "is off"})
     assert [v.word for v in compare.verdicts(old, [broken])] == ["wrong"]
     other = Result("s", Task("else", torch.float32, 1.0, 1.0), (), (), {}, {})
     assert [v.word for v in compare.verdicts(old, [other])] == ["gone"]
@@ -86,7 +86,7 @@ def test_what_is_new_gone_or_wrong_is_said(tmp_path: Path) -> None:
         ("{", "is not a run to compare with: "),
         ('{"format": 0}', "its format is 0, not 1"),
         ('{"format": 1}', "is not a run to compare with: 'results'"),
-        ('{"format": 1, "results": []}', "must hold 3 visits of every case, got 0"),
+        ('{"format": 1, "results": []}', "must hold 5 visits of every case, got 0"),
         (None, "is not a run to compare with: "),
     ],
 )
@@ -116,14 +116,14 @@ def made_up(pace: dict[str, float]) -> Section:
 def test_a_planted_slow_down_is_found_and_the_same_code_is_not(tmp_path: Path) -> None:
     pace = {"": 0.01, "torch": 0.01}
     section, limits = made_up(pace), Limits(1)
-    first = Run([section], limits, None, passes=3)
+    first = Run([section], limits, None, passes=5)
     path = tmp_path / "run.json"
     record.save_json(first.results(section), limits, [], path)
     old = compare.load(path)
-    assert len(json.loads(path.read_text())["results"][0]["visits"]) >= 3
-    assert not judge(Run([section], limits, None, passes=3), old)
+    assert len(json.loads(path.read_text())["results"][0]["visits"]) >= 5
+    assert not judge(Run([section], limits, None, passes=5), old)
     pace[""] *= 1.1
-    assert judge(Run([section], limits, None, passes=3), old)
+    assert judge(Run([section], limits, None, passes=5), old)
 
 
 def told() -> list[Section]:
