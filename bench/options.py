@@ -70,7 +70,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--passes",
         type=int,
         default=1,
-        help="how often every case is visited, each time in a new process (default: once, in one)",
+        help="how often every case is visited, each time in a new process (default: once, here)",
     )
     parser.add_argument(
         "--compare",
