@@ -244,6 +244,7 @@ def test_where_it_pays() -> None:
         (SERVED, ("avx512bf16", bf16, 4, 512, 512, 128, True, True)),
         (UNMEASURED, ("generic", f32, 1, 512, 512, 64, True, False)),
         (SERVED, ("amx", bf16, 1, 512, 512, 64, True, False)),
+        (TORCH_IS_FASTER, ("amx", bf16, 1, 1024, 1024, 128, False, False)),
         (SERVED, ("amx", bf16, 4, 1, 512, 128, False, False)),
         (TORCH_IS_FASTER, ("amx", bf16, 1, 1, 512, 64, False, False)),
         (TORCH_IS_FASTER, ("amx", bf16, 4, 8, 2048, 128, True, False)),

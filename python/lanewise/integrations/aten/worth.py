@@ -104,7 +104,8 @@ def attention(
         return TORCH_IS_FASTER if small or long else SERVED
     if queries == 1:
         return TORCH_IS_FASTER if group == 1 and dtype is not torch.float16 else SERVED
-    if dtype is torch.float16 or (dtype is torch.bfloat16 and queries < 16):
+    wide = not causal and dim >= 128
+    if dtype is torch.float16 or (dtype is torch.bfloat16 and (queries < 16 or wide)):
         return TORCH_IS_FASTER
     return SERVED
 
