@@ -122,16 +122,8 @@ class AmxProducts {
  private:
   static constexpr int64_t kTileFloats = kAmxRows * kAmxRowBytes / sizeof(float);
 
-  // The tile instructions do not tell the compiler that they read and write memory.
-  static LANEWISE_INLINE void watch_memory() { __asm__ volatile("" ::: "memory"); }
   static LANEWISE_INLINE const char* bytes(const float* p) {
     return reinterpret_cast<const char*>(p);
-  }
-  static LANEWISE_INLINE void zero_sums() {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
   }
   // Tiles 4 and 5 by pairs of weights.
   static LANEWISE_INLINE void multiply(const float* weights) {

@@ -40,6 +40,16 @@ LANEWISE_INLINE void amx_step(const char* const (&rows)[2], int64_t row_stride, 
   }
 }
 
+LANEWISE_INLINE void zero_sums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+// The tile instructions do not tell the compiler that they read and write memory: around them.
+LANEWISE_INLINE void watch_memory() { __asm__ volatile("" ::: "memory"); }
+
 // Loads or stores the tiles of sums, two beside each other and two from row `second` on.
 template <int ROWS, int COLS>
 LANEWISE_INLINE void load_sums(const float* sums, int64_t second) {
@@ -65,15 +75,11 @@ LANEWISE_INLINE void store_sums(float* sums, int64_t second) {
 template <int ROWS, int COLS>
 void amx_tile(int64_t steps, bool rest, const AmxRows& rows, const AmxPairs& pairs,
               Upcoming& upcoming, bool resume, float* sums, int64_t second) {
-  // The tile instructions do not tell the compiler that they read memory.
-  __asm__ volatile("" ::: "memory");
+  watch_memory();
   if (resume) {
     load_sums<ROWS, COLS>(sums, second);
   } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    zero_sums();
   }
   const char* at[2] = {rows.tile[0], rows.tile[1]};
   const char* pair = pairs.data;
