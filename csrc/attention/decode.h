@@ -32,6 +32,8 @@ constexpr int dot_lines_of(int rows) {
 }
 // Keys whose dot products are folded together: whole vectors, and a multiple of any lines.
 inline constexpr int kFold = kLanes == 16 ? 48 : 24;
+// A chunk has whole multiples of so many keys.
+inline constexpr int kGrain = kLanes == 16 ? kFold : 8;
 
 // Elements are read two vectors at a time. A pair of bfloat16 widens without crossing lanes: even
 // elements come first then, odd ones second, in rows of q and sums of v alike.
@@ -255,10 +257,11 @@ class Decode {
         ldo(padded(p.value_dim)),
         k(key_rows<T>(p, p.k, p.k_strides, s.sequence, s.kv_head)),
         v(key_rows<T>(p, p.v, p.v_strides, s.sequence, s.kv_head)) {
-    // A chunk of K, one of V and those that are on their way share L1.
-    constexpr int64_t kChunkBytes = 8 << 10;
+    // A chunk of K, one of V and those that are on their way share L1, and leave room for queries
+    // and sums.
+    constexpr int64_t kChunkBytes = 6 << 10;
     const int64_t row_bytes = larger(p.dim, p.value_dim) * static_cast<int64_t>(sizeof(T));
-    chunk = smaller(kMostChunk, larger(kChunkBytes / row_bytes / kFold, 1) * kFold);
+    chunk = smaller(kMostChunk, ceil_div(kChunkBytes, row_bytes * kGrain) * kGrain);
     q = room;
     out = q + rows * ldq;
     scores = out + rows * ldo;

@@ -210,7 +210,8 @@ class Turns {
 template <int ROWS>
 inline void add_keys(const float* weights, int64_t panel_size, int64_t count, const float* keys,
                      float* out, int64_t stride, int64_t dims) {
-  f32v sum[ROWS][kPanelVectors] = {};
+  f32v sum[ROWS][kPanelVectors];
+  clear(sum);
   for (int64_t n = 0; n < count; n += kPanelCols, weights += panel_size) {
     const int columns = static_cast<int>(smaller(kPanelCols, count - n));
 #pragma GCC unroll 2

@@ -38,12 +38,15 @@ struct Terms {
 template <int N, class F>
 LANEWISE_INLINE void totals(int64_t n, float (&total)[N], F&& terms) {
   constexpr int kChains = 4;
-  f32v chain[kChains][N] = {};
+  f32v chain[kChains][N];
+  clear(chain);
   const auto add = [&](int c, const Terms<N>& t) {
+#pragma GCC unroll 8
     for (int k = 0; k < N; ++k) chain[c][k] += t.v[k];
   };
   int64_t i = 0;
   for (; i + kChains * kLanes <= n; i += kChains * kLanes)
+#pragma GCC unroll 4
     for (int c = 0; c < kChains; ++c) add(c, terms(i + c * kLanes));
   for (; i + kLanes <= n; i += kLanes) add(0, terms(i));
   if (i < n) {
@@ -52,6 +55,7 @@ LANEWISE_INLINE void totals(int64_t n, float (&total)[N], F&& terms) {
     for (f32v& v : last.v) v = select(lane_index() < count, v, f32v{});
     add(1, last);
   }
+#pragma GCC unroll 8
   for (int k = 0; k < N; ++k)
     total[k] = sum((chain[0][k] + chain[1][k]) + (chain[2][k] + chain[3][k]));
 }
