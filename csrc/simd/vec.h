@@ -80,8 +80,8 @@ LANEWISE_INLINE f32v in_register(f32v v) {
   return v;
 }
 
-// Sums that shall stay in registers begin here: `= {}` may make GCC give them a place in memory too,
-// and clear it with `rep stos`, whose start alone takes some 30 cycles.
+// Sums that shall stay in registers begin here: `= {}` may make GCC give them a place in memory
+// too, and clear it with `rep stos`, whose start alone takes some 30 cycles.
 template <int ROWS, int COLS>
 LANEWISE_INLINE void clear(f32v (&sums)[ROWS][COLS]) {
 #pragma GCC unroll 8
