@@ -32,7 +32,7 @@ constexpr int dot_lines_of(int rows) {
 }
 // Keys whose dot products are folded together: whole vectors, and a multiple of any lines.
 inline constexpr int kFold = kLanes == 16 ? 48 : 24;
-// A chunk has whole multiples of so many keys.
+// A chunk has whole multiples of so many keys: with 16 lanes whole folds, as fewer gained nothing.
 inline constexpr int kGrain = kLanes == 16 ? kFold : 8;
 
 // Elements are read two vectors at a time. A pair of bfloat16 widens without crossing lanes: even
